@@ -1,0 +1,40 @@
+"""The command line: one file per command; arguments, exit codes and output, nothing else."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from gateway import __version__
+
+USAGE: Final = """\
+usage: gateway connect [options] [user@]host [command]   a proxy or a tunnel over an SSH login
+       gateway serve [options]                           the SSH server of a jump box
+       gateway --version
+
+`gateway COMMAND --help` lists the options of a command.
+"""
+
+
+def main() -> int:
+    """Run the command that the arguments name; return the exit status."""
+    arguments = sys.argv[1:]
+    command = arguments[0] if arguments else ""
+    match command:
+        case "connect":
+            from gateway.cli.connect import run_connect  # noqa: PLC0415 - one command, its imports
+
+            return run_connect(arguments[1:])
+        case "serve":
+            from gateway.cli.serve import run_serve  # noqa: PLC0415
+
+            return run_serve(arguments[1:])
+        case "--version" | "-V":
+            print(f"gateway {__version__}")
+            return 0
+        case "--help" | "-h" | "help":
+            print(USAGE, end="")
+            return 0
+    problem = f"there is no command {command!r}" if command else "a command is missing"
+    print(f"gateway: {problem}: see gateway --help", file=sys.stderr)
+    return 255

@@ -1,0 +1,97 @@
+"""What commands share: messages on standard error, questions on the terminal, log levels."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import trio
+
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+EXIT_FAILURE: Final = 255  # as ssh(1): our own errors, told apart from a command's status
+TERMINAL: Final = Path("/dev/tty")
+
+
+def say(text: str) -> None:
+    """Show one line of our own on standard error."""
+    print(f"gateway: {text}", file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `ConfigError`, one sentence with the remedy."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving with status 2."""
+        raise ConfigError(message, remedy=f"see {self.prog} --help")
+
+
+class Person:
+    """The person at the terminal (`gateway.config.trust.Person`)."""
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        say(text)
+
+    async def ask(self, question: str) -> str | None:
+        """Return a line that was typed, or None if there is no terminal."""
+        return await _with_terminal(lambda: _ask(question))
+
+    async def ask_secret(self, prompt: str) -> str | None:
+        """Return a line that was typed unseen, or None if there is no terminal."""
+        return await _with_terminal(lambda: _ask_secret(prompt))
+
+
+async def _with_terminal(question: Callable[[], T]) -> T | None:
+    """Ask in a thread; the link goes on meanwhile. Ctrl-C abandons the thread."""
+    try:
+        return await trio.to_thread.run_sync(question, abandon_on_cancel=True)
+    except (OSError, EOFError):
+        return None
+
+
+def _ask(question: str) -> str | None:
+    with TERMINAL.open("r+b", buffering=0) as terminal:
+        terminal.write(question.encode())
+        line = terminal.readline(4096)
+    return line.decode("utf-8", "replace").rstrip("\r\n") if line else None
+
+
+def _ask_secret(prompt: str) -> str | None:
+    # getpass falls back to standard input when there is no terminal: not wanted here.
+    os.close(os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY))
+    return getpass.getpass(prompt)
+
+
+def start_logging(level: int) -> None:
+    """Send the log to standard error, in the form of `say`."""
+    logging.basicConfig(level=level, format="gateway: %(message)s", stream=sys.stderr, force=True)
+    logging.raiseExceptions = False
+
+
+async def until_signal(function: Callable[[], Awaitable[int]]) -> int:
+    """Run a command's function; SIGINT, SIGTERM and SIGHUP cancel it, so that it cleans up."""
+    status = EXIT_FAILURE
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for_signal() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for_signal)
+            status = await function()
+            nursery.cancel_scope.cancel()
+    return status

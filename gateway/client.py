@@ -1,0 +1,245 @@
+"""`gateway connect`: one link, the proxies in front of it, and perhaps a command.
+
+A composition root: it wires `config`, `net`, `proxy` and `ssh` together and contains no protocol.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import events
+from gateway.config.identities import Identities
+from gateway.config.ssh_config import AddressFamily
+from gateway.config.trust import HostKeyChecker
+from gateway.errors import (
+    AuthenticationError,
+    ChannelOpenError,
+    ConnectionLost,
+    GatewayError,
+    printable,
+)
+from gateway.net.carrier import SocketCarrier
+from gateway.net.dial import DialError, DialOptions, NameResolutionError, dial
+from gateway.net.links import LinkSet
+from gateway.net.listen import open_listeners, serve
+from gateway.net.login import ClientLink
+from gateway.net.session import run_command
+from gateway.proxy.socks import SocksProxy
+from gateway.ssh.algorithms import Preferences
+from gateway.ssh.protocol import ClientSetup
+from gateway.ssh.transport import RekeyLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.config.addresses import ListenAddress
+    from gateway.config.ssh_config import HostConfig
+    from gateway.config.trust import Person
+    from gateway.ssh.keys import PrivateKey, PublicKey
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 30.0  # when ConnectTimeout is not set; ssh(1) waits for TCP's own
+_FAMILIES: Final = {
+    AddressFamily.ANY: socket.AF_UNSPEC,
+    AddressFamily.INET: socket.AF_INET,
+    AddressFamily.INET6: socket.AF_INET6,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """What `gateway connect` was told. ``stdin`` is a descriptor, or None for no input."""
+
+    config: HostConfig
+    runs_session: bool
+    command: str | None = None
+    stdin: int | None = None
+
+
+class _Dialogue:
+    """Answers what a login asks: see `gateway.net.login.Dialogue`."""
+
+    def __init__(self, checker: HostKeyChecker, identities: Identities, person: Person) -> None:
+        self._checker = checker
+        self._identities = identities
+        self._person = person
+
+    async def trust(self, key: PublicKey) -> None:
+        await self._checker.check(key)
+
+    async def sign(self, identity: int, data: bytes) -> bytes | None:
+        return await self._identities.sign(identity, data, _in_thread)
+
+    def banner(self, text: str) -> None:
+        for line in text.splitlines()[:100]:
+            self._person.say(printable(line))
+
+
+async def _in_thread(function: Callable[[], PrivateKey]) -> PrivateKey:
+    return await trio.to_thread.run_sync(function)
+
+
+async def connect(
+    options: ClientOptions, person: Person, report: Callable[[events.Event], None]
+) -> int:
+    """Connect, log in, and serve until the link or the command ends.
+
+    Returns the command's exit status. Raises `GatewayError` with one sentence for the user.
+    """
+    config = options.config
+    timeout_s = config.connect_timeout_s or CONNECT_TIMEOUT_S
+    checker = HostKeyChecker(config, person)
+    identities = Identities(config, person)
+    for problem in checker.problems:
+        log.warning("%s", problem)
+    _require_a_key(identities)
+    listeners = [(forward, _listen(forward, config)) for forward in config.dynamic_forwards]
+    carrier = SocketCarrier(await _dial(config, timeout_s), _name(config))
+    client = ClientLink(
+        ClientSetup(
+            config.user,
+            identities.public_keys,
+            Preferences(config.kex_algorithms, checker.host_key_algorithms(), config.ciphers),
+            RekeyLimit(config.rekey_limit.bytes, config.rekey_limit.seconds),
+        ),
+        carrier,
+        alive_interval_s=config.server_alive_interval_s,
+        alive_count_max=config.server_alive_count_max,
+    )
+    outcome: int | GatewayError
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.run)
+        try:
+            login = await _log_in(client, _Dialogue(checker, identities, person), timeout_s)
+        except AuthenticationError as error:
+            outcome = _explained(error, config, identities)
+        except GatewayError as error:
+            outcome = error
+        else:
+            outcome = await _serve(options, client, login, listeners, report)
+        client.link.close()
+        nursery.cancel_scope.cancel()
+    if isinstance(outcome, GatewayError):
+        raise outcome
+    return outcome
+
+
+def _name(config: HostConfig) -> str:
+    return f"{config.host_name} port {config.port}"
+
+
+def _require_a_key(identities: Identities) -> None:
+    """Say early what nobody would connect the later refusal with; a server may still take "none"."""
+    for problem in identities.problems:
+        log.warning("%s", problem)
+
+
+async def _dial(config: HostConfig, timeout_s: float) -> socket.socket:
+    options = DialOptions(_FAMILIES[config.address_family], config.bind_address, 0, timeout_s)
+    try:
+        return await dial(config.host_name, config.port, options)
+    except NameResolutionError as error:
+        raise ConnectionLost(
+            f"cannot find {config.host_name}: {error.text}: check the name, or your DNS"
+        ) from error
+    except DialError as error:
+        raise ConnectionLost(
+            f"cannot connect to {_name(config)}: {error.text}: {_dial_remedy(error)}"
+        ) from error
+
+
+def _dial_remedy(error: DialError) -> str:
+    match error.error_number:
+        case errno.ECONNREFUSED:
+            return "nothing listens there; is the port right and the SSH server running?"
+        case errno.ETIMEDOUT:
+            return "no answer; is the host up and does a firewall let you through?"
+        case errno.ENETUNREACH | errno.EHOSTUNREACH:
+            return "there is no way to that network from here"
+        case errno.EADDRNOTAVAIL:
+            return "the bind address (-b) is not one of this machine"
+    return "check the address and the port"
+
+
+async def _log_in(
+    client: ClientLink, dialogue: _Dialogue, timeout_s: float
+) -> events.Authenticated:
+    try:
+        return await client.log_in(dialogue, timeout_s)
+    finally:
+        for message in client.debug_messages:
+            log.debug("the server says: %s", printable(message))
+
+
+def _explained(
+    error: AuthenticationError, config: HostConfig, identities: Identities
+) -> AuthenticationError:
+    """Say what was tried and what could be."""
+    offered = len(identities.public_keys)
+    methods = ", ".join(printable(name, 64) for name in error.methods_that_can_continue)
+    tried = f"{offered} key{'s' if offered != 1 else ''} offered"
+    if identities.problems:
+        tried += f" ({'; '.join(identities.problems)})"
+    remedy = "put your public key into its authorized_keys, or name another key with -i FILE"
+    if not offered:
+        remedy = "name your key with -i FILE, or make one with: ssh-keygen -t ed25519"
+    return AuthenticationError(
+        f"{config.user}@{_name(config)} refused the login: {error}; {tried}; "
+        f"the server takes: {methods or 'nothing'}: {remedy}",
+        error.methods_that_can_continue,
+    )
+
+
+def _listen(forward: ListenAddress, config: HostConfig) -> list[socket.socket]:
+    """Bind a proxy's port; without a bind address it is loopback, unless GatewayPorts says all."""
+    host = forward.host
+    if host is None and config.gateway_ports:
+        host = "*"
+    return open_listeners(host, forward.port)
+
+
+async def _serve(
+    options: ClientOptions,
+    client: ClientLink,
+    login: events.Authenticated,
+    listeners: list[tuple[ListenAddress, list[socket.socket]]],
+    report: Callable[[events.Event], None],
+) -> int | GatewayError:
+    """Open the proxies and wait for the end: of the command, or of the link."""
+    link = client.link
+    links = LinkSet()
+    links.add(link)
+    report(events.LinkOpened(link.link_id, link.carrier.name, login.user_name, login.fingerprint))
+    proxy = SocksProxy(links)
+    outcome: int | GatewayError = 0
+    async with trio.open_nursery() as nursery:
+        for forward, sockets in listeners:
+            for listener in sockets:
+                nursery.start_soon(serve, listener, proxy.serve_client, nursery)
+            port = sockets[0].getsockname()[1]
+            report(events.ListenerOpened("SOCKS proxy", forward.host or "localhost", port))
+        try:
+            if options.runs_session:
+                outcome = await run_command(link, options.command, options.stdin)
+            else:
+                await link.ended.wait()
+                outcome = link.failure or ConnectionLost("the link was closed")
+        except ChannelOpenError as error:
+            outcome = ChannelOpenError(
+                error.reason_code, f"the server opens no session: {error}: use -N for a tunnel only"
+            )
+        except GatewayError as error:
+            outcome = error
+        for _, sockets in listeners:
+            for listener in sockets:
+                trio.lowlevel.notify_closing(listener)
+                listener.close()
+        nursery.cancel_scope.cancel()
+    return outcome

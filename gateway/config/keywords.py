@@ -1,0 +1,303 @@
+"""Every keyword of ssh_config(5), OpenSSH 10.5, and what we do with it: one table.
+
+Names come from ssh_config(5) and from the list at the top of readconf.c, with the aliases and the
+retired ones that ssh still accepts. To support one more keyword: make its row `SUPPORTED` and read
+its slot in `ssh_config`.
+
+The rule for a kind: REFUSED if ignoring the keyword would change whom we talk to, how safe that is,
+or what a user relies on; WARNED if a tunnel works without it but somebody could miss it; IGNORED if
+nobody can, each with the reason here.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Kind(enum.Enum):
+    """What happens when a keyword applies to the host."""
+
+    SUPPORTED = enum.auto()
+    IGNORED = enum.auto()  # silently
+    WARNED = enum.auto()  # one warning with file and line
+    REFUSED = enum.auto()  # ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Keyword:
+    """One row.
+
+    Keywords with the same ``slot`` are one setting: the first of them wins. Values in ``harmless``
+    say what we do anyway, so they bring neither a warning nor an error.
+    """
+
+    name: str
+    kind: Kind
+    reason: str = ""
+    harmless: tuple[str, ...] = ()
+    remedy: str = ""
+    slot: str = ""
+    accumulates: bool = False
+
+    def __post_init__(self) -> None:
+        """Give a row without a slot its own."""
+        if not self.slot:
+            object.__setattr__(self, "slot", self.name.lower())
+
+
+def _rows(kind: Kind, reason: str, names: str) -> tuple[Keyword, ...]:
+    return tuple(Keyword(name, kind, reason) for name in names.split())
+
+
+_OFF: Final = ("no", "false")
+_WITHOUT_IT: Final = "take it out for this host, or use ssh for this connection"
+_PROXY: Final = "the connection would go directly to the host instead of through the proxy"
+_NOT_YET: Final = (
+    "open the hop with ssh -L and connect to its end here, or set it to none for this host"
+)
+_IDENTITY_LATER: Final = (
+    "only key files are used; if the server wants this key, the login will fail"
+)
+_FORWARD: Final = "this forwarding is not supported yet, and something may be relying on it"
+_FORWARD_REMEDY: Final = "move it to a Host block with a name of its own, and use ssh for that name"
+_RETIRED: Final = "retired: OpenSSH accepts it and does nothing with it"
+_GSSAPI: Final = "Kerberos is not offered; the other login methods are"
+
+_SUPPORTED_ROWS: Final = (
+    *_rows(Kind.SUPPORTED, "decides which lines apply", "Host Match Include IgnoreUnknown"),
+    *_rows(Kind.SUPPORTED, "whom we talk to", "HostName User Port AddressFamily BindAddress"),
+    *_rows(Kind.SUPPORTED, "the link", "ServerAliveCountMax ConnectTimeout RekeyLimit LogLevel"),
+    *_rows(Kind.SUPPORTED, "algorithms", "Ciphers KexAlgorithms HostKeyAlgorithms"),
+    *_rows(Kind.SUPPORTED, "the server's key", "UserKnownHostsFile GlobalKnownHostsFile"),
+    *_rows(Kind.SUPPORTED, "the server's key", "StrictHostKeyChecking HashKnownHosts"),
+    *_rows(Kind.SUPPORTED, "which login methods", "IdentitiesOnly PasswordAuthentication"),
+    *_rows(Kind.SUPPORTED, "which login methods", "PubkeyAuthentication PreferredAuthentications"),
+    *_rows(Kind.SUPPORTED, "which login methods", "KbdInteractiveAuthentication"),
+    *_rows(Kind.SUPPORTED, "how often to ask", "NumberOfPasswordPrompts BatchMode"),
+    *_rows(Kind.SUPPORTED, "forwarding", "ExitOnForwardFailure GatewayPorts ClearAllForwardings"),
+    *_rows(Kind.SUPPORTED, "whether a session is opened", "SessionType"),
+    Keyword("ServerAliveInterval", Kind.SUPPORTED, "the link"),
+    # Debian's old names for it, which its ssh still reads.
+    Keyword("ProtocolKeepAlives", Kind.SUPPORTED, "alias", slot="serveraliveinterval"),
+    Keyword("SetupTimeOut", Kind.SUPPORTED, "alias", slot="serveraliveinterval"),
+    Keyword("IdentityFile", Kind.SUPPORTED, "which keys", accumulates=True),
+    Keyword(
+        "IdentityFile2", Kind.SUPPORTED, "retired alias", slot="identityfile", accumulates=True
+    ),
+    Keyword("DynamicForward", Kind.SUPPORTED, "forwarding", accumulates=True),
+    Keyword("DSAAuthentication", Kind.SUPPORTED, "retired alias", slot="pubkeyauthentication"),
+    Keyword(
+        "ChallengeResponseAuthentication",
+        Kind.SUPPORTED,
+        "retired alias",
+        slot="kbdinteractiveauthentication",
+    ),
+    Keyword(
+        "SKeyAuthentication", Kind.SUPPORTED, "retired alias", slot="kbdinteractiveauthentication"
+    ),
+    Keyword(
+        "TISAuthentication", Kind.SUPPORTED, "retired alias", slot="kbdinteractiveauthentication"
+    ),
+)
+
+_REFUSED_ROWS: Final = (
+    Keyword("ProxyJump", Kind.REFUSED, _PROXY, ("none",), _NOT_YET, slot="proxy"),
+    Keyword("ProxyCommand", Kind.REFUSED, _PROXY, ("none",), _NOT_YET, slot="proxy"),
+    Keyword(
+        "BindInterface",
+        Kind.REFUSED,
+        "the connection could leave through another interface",
+        remedy="use BindAddress with the interface's address",
+    ),
+    Keyword(
+        "CanonicalizeHostname",
+        Kind.REFUSED,
+        "the short name could lead to another host than with ssh",
+        _OFF,
+        "write the full name, or a HostName for it",
+    ),
+    Keyword(
+        "CanonicalizePermittedCNAMEs",
+        Kind.REFUSED,
+        "ssh would follow the alias in the DNS and check the key of another name",
+        ("none",),
+        "write the full name, or a HostName for it",
+    ),
+    Keyword(
+        "HostKeyAlias",
+        Kind.REFUSED,
+        "the server's key would be looked up under another name than with ssh",
+        remedy="add the key to known_hosts under the host's own name and take the alias out",
+    ),
+    Keyword(
+        "KnownHostsCommand",
+        Kind.REFUSED,
+        "the command would not be asked which host keys to trust",
+        ("none",),
+        "write its keys to a file and name that in UserKnownHostsFile",
+    ),
+    Keyword(
+        "RevokedHostKeys",
+        Kind.REFUSED,
+        "a revoked host key would be accepted",
+        ("none",),
+        "put the revoked keys into known_hosts with the marker @revoked",
+    ),
+    Keyword(
+        "RefuseConnection",
+        Kind.REFUSED,
+        "the configuration forbids this connection",
+        remedy="connect to the host that its message names, or take it out",
+    ),
+    Keyword("LocalForward", Kind.REFUSED, _FORWARD, remedy=_FORWARD_REMEDY),
+    Keyword("RemoteForward", Kind.REFUSED, _FORWARD, remedy=_FORWARD_REMEDY),
+    Keyword(
+        "Tunnel",
+        Kind.REFUSED,
+        "tun devices as of ssh -w are not supported yet",
+        _OFF,
+        "use the option --vpn, or set Tunnel no for this host",
+    ),
+    Keyword(
+        "RemoteCommand",
+        Kind.REFUSED,
+        "the remote command would not be run",
+        ("none",),
+        _WITHOUT_IT,
+    ),
+    Keyword(
+        "ForkAfterAuthentication",
+        Kind.REFUSED,
+        "the command would stay in the foreground, and a script would wait for ever",
+        _OFF,
+        "start it in the background of the shell, or from a service manager",
+    ),
+)
+
+_WARNED_ROWS: Final = (
+    Keyword(
+        "CertificateFile",
+        Kind.WARNED,
+        "certificates are not supported yet; the plain key is offered",
+        ("none",),
+    ),
+    Keyword("IdentityAgent", Kind.WARNED, _IDENTITY_LATER, ("none",)),
+    Keyword("PKCS11Provider", Kind.WARNED, _IDENTITY_LATER, ("none",)),
+    Keyword("SmartcardDevice", Kind.WARNED, _IDENTITY_LATER, ("none",), slot="pkcs11provider"),
+    Keyword("SecurityKeyProvider", Kind.WARNED, _IDENTITY_LATER, ("none", "internal")),
+    Keyword(
+        "PubkeyAcceptedAlgorithms",
+        Kind.WARNED,
+        "each key is used with its own signature algorithm",
+    ),
+    Keyword(
+        "PubkeyAcceptedKeyTypes",
+        Kind.WARNED,
+        "each key is used with its own signature algorithm",
+        slot="pubkeyacceptedalgorithms",
+    ),
+    Keyword(
+        "HostbasedAuthentication", Kind.WARNED, "this login method is not offered", harmless=_OFF
+    ),
+    Keyword("CheckHostIP", Kind.WARNED, "the key is checked under the host's name only", _OFF),
+    Keyword(
+        "VerifyHostKeyDNS",
+        Kind.WARNED,
+        "the DNS is not asked; an unknown key is handled as StrictHostKeyChecking says",
+        _OFF,
+    ),
+    Keyword(
+        "NoHostAuthenticationForLocalhost",
+        Kind.WARNED,
+        "the keys of localhost are checked as all others",
+        _OFF,
+    ),
+    Keyword("UpdateHostKeys", Kind.WARNED, "further host keys are not learned", _OFF),
+    Keyword("FingerprintHash", Kind.WARNED, "fingerprints are shown as SHA256", ("sha256",)),
+    Keyword("VisualHostKey", Kind.WARNED, "the fingerprint is shown without a picture", _OFF),
+    Keyword(
+        "WarnWeakCrypto",
+        Kind.WARNED,
+        "there is no such warning; choose with KexAlgorithms what may be used",
+        (*_OFF, "no-pq-kex"),
+    ),
+    Keyword("Compression", Kind.WARNED, "the link is not compressed", _OFF),
+    Keyword("ConnectionAttempts", Kind.WARNED, "there is one attempt", ("1",)),
+    Keyword("IPQoS", Kind.WARNED, "packets carry no DSCP mark", ("none",)),
+    Keyword("ChannelTimeout", Kind.WARNED, "idle channels stay open", ("none",)),
+    Keyword("ForwardAgent", Kind.WARNED, "the agent is not forwarded", _OFF),
+    Keyword("ForwardX11", Kind.WARNED, "X11 is not forwarded", _OFF),
+    Keyword(
+        "ControlMaster", Kind.WARNED, "the connection is not shared", (*_OFF, "auto", "autoask")
+    ),
+    Keyword("PermitLocalCommand", Kind.WARNED, "no LocalCommand is run", _OFF),
+    Keyword("RequestTTY", Kind.WARNED, "no terminal is requested", ("no", "false", "auto")),
+    Keyword("SetEnv", Kind.WARNED, "variables belong to a remote session, and none is opened"),
+    Keyword(
+        "ObscureKeystrokeTiming",
+        Kind.WARNED,
+        "sizes and times of what is forwarded stay visible",
+        _OFF,
+    ),
+)
+
+_IGNORED_ROWS: Final = (
+    *_rows(Kind.IGNORED, "ssh itself ignores it, whatever its value", "Protocol"),
+    *_rows(Kind.IGNORED, _RETIRED, "Cipher FallBackToRsh RhostsAuthentication UseRoaming UseRsh"),
+    *_rows(Kind.IGNORED, _RETIRED, "GlobalKnownHostsFile2 UserKnownHostsFile2 UsePrivilegedPort"),
+    *_rows(Kind.IGNORED, _RETIRED, "AFSTokenPassing KerberosAuthentication KerberosTgtPassing"),
+    *_rows(Kind.IGNORED, _RETIRED, "RSAAuthentication RhostsRSAAuthentication CompressionLevel"),
+    *_rows(Kind.IGNORED, _RETIRED, "UseBlacklistedKeys"),
+    # Debian's /etc/ssh/ssh_config sets it for everybody.
+    *_rows(Kind.IGNORED, _GSSAPI, "GSSAPIAuthentication GSSAPIDelegateCredentials"),
+    *_rows(Kind.IGNORED, _GSSAPI, "GSSAPIKeyExchange GSSAPIClientIdentity GSSAPIServerIdentity"),
+    *_rows(Kind.IGNORED, _GSSAPI, "GSSAPIRenewalForcesRekey GSSAPITrustDns GSSAPIKexAlgorithms"),
+    # So it does with this one.
+    *_rows(Kind.IGNORED, "variables belong to a remote session, and none is opened", "SendEnv"),
+    *_rows(Kind.IGNORED, "every cipher here brings its own integrity check", "MACs"),
+    *_rows(Kind.IGNORED, "no certificate of a host is accepted at all", "CASignatureAlgorithms"),
+    *_rows(Kind.IGNORED, "no RSA host key is accepted at all", "RequiredRSASize"),
+    *_rows(Kind.IGNORED, "only matters with HostbasedAuthentication", "EnableSSHKeysign"),
+    *_rows(
+        Kind.IGNORED,
+        "only matters with HostbasedAuthentication",
+        "HostbasedAcceptedAlgorithms HostbasedKeyTypes",
+    ),
+    *_rows(Kind.IGNORED, "only matters with CanonicalizeHostname", "CanonicalDomains"),
+    *_rows(
+        Kind.IGNORED,
+        "only matters with CanonicalizeHostname",
+        "CanonicalizeFallbackLocal CanonicalizeMaxDots",
+    ),
+    *_rows(Kind.IGNORED, "only matters with ProxyCommand", "ProxyUseFdpass"),
+    *_rows(Kind.IGNORED, "only matters with Match tagged, which is refused", "Tag"),
+    *_rows(Kind.IGNORED, "only matters with PermitLocalCommand", "LocalCommand"),
+    *_rows(Kind.IGNORED, "only matters with Tunnel", "TunnelDevice"),
+    *_rows(Kind.IGNORED, "only matters with RemoteForward", "PermitRemoteOpen"),
+    *_rows(Kind.IGNORED, "unix sockets need LocalForward or RemoteForward", "StreamLocalBindMask"),
+    *_rows(
+        Kind.IGNORED, "unix sockets need LocalForward or RemoteForward", "StreamLocalBindUnlink"
+    ),
+    *_rows(Kind.IGNORED, "only matters with ForwardX11", "ForwardX11Timeout ForwardX11Trusted"),
+    *_rows(Kind.IGNORED, "only matters with ForwardX11", "XAuthLocation"),
+    *_rows(Kind.IGNORED, "every connection here is its own master", "ControlPath ControlPersist"),
+    *_rows(Kind.IGNORED, "there is no terminal to escape from", "EscapeChar"),
+    *_rows(Kind.IGNORED, "there is no terminal to escape from", "EnableEscapeCommandline"),
+    *_rows(Kind.IGNORED, "a tunnel reads no standard input", "StdinNull"),
+    *_rows(Kind.IGNORED, "saves typing the passphrase in later logins only", "AddKeysToAgent"),
+    *_rows(Kind.IGNORED, "names the devices of BSD authentication", "KbdInteractiveDevices"),
+    *_rows(Kind.IGNORED, "words in our version string that nobody reads", "VersionAddendum"),
+    *_rows(Kind.IGNORED, "debugging aid for the source of OpenSSH", "LogVerbose"),
+    *_rows(Kind.IGNORED, "messages go to standard error", "SyslogFacility"),
+    *_rows(Kind.IGNORED, "our own probes find a dead peer sooner", "TCPKeepAlive KeepAlive"),
+)
+
+TABLE: Final = (*_SUPPORTED_ROWS, *_REFUSED_ROWS, *_WARNED_ROWS, *_IGNORED_ROWS)
+
+BY_NAME: Final[Mapping[str, Keyword]] = MappingProxyType({row.name.lower(): row for row in TABLE})

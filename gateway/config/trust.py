@@ -1,0 +1,148 @@
+"""The known_hosts files of the user and of the system: is this the server that it was last time?"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.config.ssh_config import StrictHostKeyChecking
+from gateway.errors import ConfigError, HostKeyError
+from gateway.ssh.known_hosts import KnownHosts, Status, Verdict, format_line, host_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.config.ssh_config import HostConfig
+    from gateway.ssh.keys import PublicKey
+
+
+class Person(Protocol):
+    """Whoever can be asked and told."""
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+
+    async def ask(self, question: str) -> str | None:
+        """Return a line that was typed, or None if there is no terminal."""
+
+    async def ask_secret(self, prompt: str) -> str | None:
+        """Return a line that was typed unseen, or None if there is no terminal."""
+
+
+class HostKeyChecker:
+    """Decides about host keys as StrictHostKeyChecking says (sshconnect.c, check_host_key)."""
+
+    def __init__(self, config: HostConfig, person: Person) -> None:
+        self._config = config
+        self._person = person
+        files = (*config.known_hosts_files, *config.global_known_hosts_files)
+        self._known = KnownHosts.parse(
+            [(str(path), text) for path in files if (text := _read(path)) is not None]
+        )
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Lines that could not be used."""
+        return self._known.problems
+
+    def host_key_algorithms(self) -> tuple[str, ...]:
+        """Return the configured algorithms, those of recorded keys first."""
+        return self._known.host_key_algorithms_for(
+            self._config.host_name, self._config.port, self._config.host_key_algorithms
+        )
+
+    async def check(self, key: PublicKey) -> None:
+        """Return if the key is trusted; raise `HostKeyError` with the reason otherwise."""
+        verdict = self._known.lookup(self._config.host_name, self._config.port, key)
+        match verdict.status:
+            case Status.KNOWN:
+                return
+            case Status.REVOKED:
+                raise HostKeyError(
+                    f"the host key of {verdict.name}, {key.fingerprint}, is marked as revoked in "
+                    f"{_place(verdict)}: do not connect, and ask the server's administrator"
+                )
+            case Status.CHANGED:
+                raise HostKeyError(self._changed(verdict, key))
+            case Status.UNKNOWN:
+                await self._meet(verdict, key)
+
+    def _changed(self, verdict: Verdict, key: PublicKey) -> str:
+        recorded = verdict.entry.fingerprint if verdict.entry else "another key"
+        name = host_name(self._config.host_name, self._config.port)
+        file = verdict.entry.file if verdict.entry else ""
+        return (
+            f"THE HOST KEY OF {name} HAS CHANGED: it shows {key.fingerprint}, but {_place(verdict)} "
+            f"records {recorded}: somebody may be between you and the server; if its administrator "
+            f"confirms the new key, remove the old one with: ssh-keygen -f {file} -R '{name}'"
+        )
+
+    async def _meet(self, verdict: Verdict, key: PublicKey) -> None:
+        """An unknown key: ask, accept or refuse."""
+        what = f"the host key of {verdict.name}, {key.algorithm} {key.fingerprint},"
+        match self._config.strict_host_key_checking:
+            case StrictHostKeyChecking.YES:
+                raise HostKeyError(
+                    f"{what} is not known and StrictHostKeyChecking is yes: add it to "
+                    f"known_hosts, or use -o StrictHostKeyChecking=accept-new"
+                )
+            case StrictHostKeyChecking.ASK:
+                await self._ask(what, key)
+        self._remember(verdict.name, key)
+
+    async def _ask(self, what: str, key: PublicKey) -> None:
+        question = f"{what[0].upper()}{what[1:]} is not known.\nConnect (yes/no/fingerprint)? "
+        answer = None if self._config.batch_mode else await self._person.ask(question)
+        while answer is not None:
+            if answer.strip().lower() == "yes" or answer.strip() == key.fingerprint:
+                return
+            if answer.strip().lower() == "no":
+                raise HostKeyError("the host key was not accepted: nothing was sent")
+            answer = await self._person.ask("Please type 'yes', 'no' or the fingerprint: ")
+        raise HostKeyError(
+            f"{what} is not known and there is no terminal to ask: "
+            "compare the fingerprint, then use -o StrictHostKeyChecking=accept-new"
+        )
+
+    def _remember(self, name: str, key: PublicKey) -> None:
+        if not self._config.known_hosts_files:
+            return
+        path = self._config.known_hosts_files[0]
+        try:
+            line = format_line(
+                self._config.host_name,
+                self._config.port,
+                key,
+                hashed=self._config.hash_known_hosts,
+            )
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")
+                file.write(line.encode())
+        except (OSError, ConfigError) as error:
+            self._person.say(f"warning: the host key could not be saved in {path}: {error}")
+        else:
+            self._person.say(f"added {name} ({key.algorithm} {key.fingerprint}) to {path}")
+
+
+def _place(verdict: Verdict) -> str:
+    return f"{verdict.entry.file}:{verdict.entry.line}" if verdict.entry else "known_hosts"
+
+
+def _read(path: Path) -> bytes | None:
+    """Return a file's content; None if it does not exist. Anything else is an error, not trust."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if str(path) == os.devnull:
+            return None
+        raise ConfigError(
+            f"known_hosts cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="make it readable, or name another one with -o UserKnownHostsFile=FILE",
+        ) from error

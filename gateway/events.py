@@ -1,0 +1,239 @@
+"""What happened, as typed records with ids: pulled from the SSH core, logged and audited above it.
+
+The first group is the control plane of one link: ``ssh.protocol.Protocol.next_event`` returns these,
+in the order in which they happened. A channel is named by its local number, ``channel_id``, which is
+never used twice on a link. Text from the peer is as it came: show it through `errors.printable` only.
+
+The second group is what `gateway connect` and `gateway serve` report about themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+# ---- one link, from the protocol -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReceived(Event):
+    """The peer's identification string, without CR LF."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostKeyReceived(Event):
+    """Client, once: the server proved this key; answer with ``accept_host_key`` or close."""
+
+    algorithm: str
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeysExchanged(Event):
+    """Both directions use new keys; ``count`` is 1 for the first exchange."""
+
+    count: int
+    kex: str
+    host_key: str
+    cipher_client_to_server: str
+    cipher_server_to_client: str
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureWanted(Event):
+    """Client: the server takes this key; answer with ``provide_signature`` or ``skip_identity``."""
+
+    identity: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BannerReceived(Event):
+    """Client: text to show before the login (RFC 4252 §5.4)."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated(Event):
+    """The login is done. ``fingerprint`` is that of the key that signed, empty for "none"."""
+
+    user_name: str
+    method: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationRefused(Event):
+    """Client: nothing is left to try. Server: one attempt failed."""
+
+    user_name: str
+    method: str
+    reason: str
+    methods_that_can_continue: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DebugReceived(Event):
+    """SSH_MSG_DEBUG: OpenSSH explains refusals with it."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected(Event):
+    """SSH_MSG_DISCONNECT (RFC 4253 §11.1)."""
+
+    reason_code: int
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOpenRequested(Event):
+    """The peer wants a channel; answer with ``confirm_channel`` or ``refuse_channel``."""
+
+    channel_id: int
+    channel_type: str
+    type_specific: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OnChannel(Event):
+    """Base of what happens to one channel that its owner knows."""
+
+    channel_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOpened(OnChannel):
+    """The peer confirmed a channel of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOpenFailed(OnChannel):
+    """The peer refused a channel of ours; the channel is forgotten."""
+
+    reason_code: int
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelWritable(OnChannel):
+    """A channel whose window was used up has credit again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEofReceived(OnChannel):
+    """The peer will send no more data on this channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCloseReceived(OnChannel):
+    """The peer closed this channel; answer with ``close`` when its data is delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRequested(OnChannel):
+    """A request about a channel (RFC 4254 §5.4), for instance exit-status."""
+
+    request_type: str
+    want_reply: bool
+    type_specific: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelReplied(OnChannel):
+    """The answer to our oldest channel request that wanted one."""
+
+    success: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalRequested(Event):
+    """A global request that the protocol core does not answer itself."""
+
+    request_name: str
+    want_reply: bool
+    request_specific: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalReplied(Event):
+    """The answer to our oldest global request that wanted one."""
+
+    success: bool
+    response_specific: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PongReceived(Event):
+    """The answer to a ping@openssh.com of ours."""
+
+    data: bytes
+
+
+# ---- what client and server report -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOpened(Event):
+    """A link is ready to carry channels."""
+
+    link_id: int
+    peer: str
+    user_name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkClosed(Event):
+    """A link ended. Bytes are those of the carrier, both ways."""
+
+    link_id: int
+    peer: str
+    reason: str
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Event):
+    """Policy spoke about a request: the object is what was asked, ``rule`` what decided."""
+
+    link_id: int
+    channel_id: int
+    user_name: str
+    action: str
+    object: str
+    allowed: bool
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEnded(Event):
+    """A carried connection is over. ``dialled`` is the address that was really connected."""
+
+    link_id: int
+    channel_id: int
+    requested: str
+    dialled: str
+    bytes_in: int
+    bytes_out: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerOpened(Event):
+    """A port accepts connections now."""
+
+    purpose: str
+    address: str
+    port: int

@@ -1,0 +1,434 @@
+"""One SSH link on trio: the loops that move its bytes, and its channels as `ChannelPort` objects.
+
+THEORY OF OPERATION
+
+Three tasks per link. ``_read`` receives a batch, lets the protocol process it (channel data reaches its
+sink inside that call), dispatches the events, and flushes. ``_write`` sleeps until ``flush`` met a full
+carrier. ``_watch`` looks at the clock: keepalive, rekeying by time, replies that nobody reads.
+
+``flush`` is a plain function: whoever has put something into the outbound buffer calls it once, at the end
+of its batch, and the bytes leave in one system call without waking a task. If the carrier is full, the rest
+is ``_write``'s, and producers that find no room wait in ``_room``.
+
+No task of a link raises for what the network does: the first error goes to ``_fail``, which ends the
+three tasks; every port learns about it, and ``failure`` says what it was. The nursery that runs a link never
+sees an exception from it, so one broken link breaks nothing else.
+
+Between two awaits nothing else runs. Everything in here relies on that: there is no lock.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import events
+from gateway.errors import (
+    ChannelClosed,
+    ChannelOpenError,
+    ConnectionLost,
+    GatewayError,
+    RemoteProtocolError,
+    printable,
+)
+from gateway.ssh.channel import SendState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.net.carrier import Carrier
+    from gateway.ssh.channel import Channel
+    from gateway.ssh.protocol import Protocol
+
+# ---- our own choices -------------------------------------------------------------------------------
+WATCH_INTERVAL_S: Final = 5.0
+CONGESTION_DEADLINE_S: Final = 30.0  # a peer that asks but never reads the answers is cut off
+GOODBYE_DEADLINE_S: Final = 1.0  # for DISCONNECT to leave
+
+_link_ids = count(1)
+
+
+class ChannelPort:
+    """A channel as its owner sees it: opened, read from, written to, closed.
+
+    Until the owner sets another sink, what arrives is kept in ``pending``, at most one window of it.
+    ``on_change`` is called, never with an await, when anything happened that a waiting owner
+    wants to look at: EOF, CLOSE, the loss of the link.
+    """
+
+    def __init__(self, link: Link, channel: Channel) -> None:
+        self.link = link
+        self.channel = channel
+        self.pending = bytearray()
+        self.eof_received = False
+        self.close_received = False
+        self.failure: GatewayError | None = None
+        self.on_change: Callable[[], object] = _nothing
+        self.on_request: Callable[[events.ChannelRequested], bool] = _refuse_request
+        self.on_reply: Callable[[bool], None] = _ignore_reply
+        self._opened = trio.Event()
+        self._credit = trio.lowlevel.ParkingLot()
+        channel.sink = self._keep
+
+    def __repr__(self) -> str:
+        return f"<ChannelPort {self.channel!r}>"
+
+    def _keep(self, data: memoryview) -> int:
+        self.pending += data
+        self.on_change()
+        return 0
+
+    @property
+    def may_send(self) -> bool:
+        """Whether data may still be sent, window or not."""
+        return (
+            self.failure is None
+            and not self.close_received
+            and self.channel.send_state is SendState.OPEN
+        )
+
+    async def wait_room(self) -> None:
+        """Wait until ``channel.room()`` is not empty.
+
+        Raises `ChannelClosed` or `ConnectionLost` when it never will be. Others may take
+        the room before this task runs again.
+        """
+        while True:
+            if self.failure is not None:
+                raise self.failure
+            if not self.may_send:
+                raise ChannelClosed(f"the channel takes no more data: {self.channel!r}")
+            if self.channel.room():
+                return
+            if self.link.protocol.outbound.accepts_data:
+                await self._credit.park()
+            else:
+                await self.link.room.park()
+
+    def consumed(self, length: int) -> None:
+        """Give back credit for bytes that the sink had kept."""
+        self.channel.consumed(length)
+        self.link.flush()
+
+    def send_eof(self) -> None:
+        """End our direction, if it is still open."""
+        if self.may_send:
+            self.channel.send_eof()
+            self.link.flush()
+
+    def close(self) -> None:
+        """Send CLOSE if that was not done, and forget the channel. Never waits, never raises."""
+        self.link.release(self)
+
+    # -- called by the link ---------------------------------------------------------------------------
+
+    def happened(self, event: events.OnChannel) -> None:
+        """Take an event of this channel."""
+        match event:
+            case events.ChannelOpened():
+                self.confirmed()
+            case events.ChannelOpenFailed(_, reason_code, description):
+                self.fail(ChannelOpenError(reason_code, printable(description)))
+            case events.ChannelWritable():
+                self._credit.unpark_all()
+            case events.ChannelEofReceived():
+                self.eof_received = True
+                self.on_change()
+            case events.ChannelCloseReceived():
+                self.close_received = True
+                self._credit.unpark_all()
+                self.on_change()
+            case events.ChannelReplied(_, success):
+                self.on_reply(success)
+            case events.ChannelRequested(_, _, want_reply):
+                success = self.on_request(event)
+                if want_reply:
+                    self.link.protocol.connection.reply_request(self.channel, success=success)
+
+    def confirmed(self) -> None:
+        """The open was granted, by the peer or by us."""
+        self._opened.set()
+
+    def fail(self, failure: GatewayError) -> None:
+        """The open was refused or the link is gone."""
+        self.failure = self.failure or failure
+        self._opened.set()
+        self._credit.unpark_all()
+        self.on_change()
+
+    async def wait_opened(self) -> None:
+        """Wait for the answer to our open; raise what it was if not a yes."""
+        await self._opened.wait()
+        if self.failure is not None:
+            raise self.failure
+
+
+def _nothing() -> None:
+    pass
+
+
+def _refuse_request(_request: events.ChannelRequested) -> bool:
+    return False
+
+
+def _ignore_reply(_success: bool) -> None:  # noqa: FBT001 - a callback's only argument
+    pass
+
+
+class Link:
+    """An SSH protocol on a carrier. ``handler`` gets the events that concern no single channel."""
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        carrier: Carrier,
+        *,
+        handler: Callable[[events.Event], None],
+        alive_interval_s: float = 0.0,
+        alive_count_max: int = 3,
+    ) -> None:
+        self.link_id = next(_link_ids)
+        self.protocol = protocol
+        self.carrier = carrier
+        self.failure: GatewayError | None = None
+        self.room = trio.lowlevel.ParkingLot()
+        self.ended = trio.Event()
+        self._handler = handler
+        self._alive_interval_s = alive_interval_s
+        self._alive_deadline_s = alive_interval_s * alive_count_max
+        self._alive = False
+        self._heard_s = 0.0
+        self._ports: dict[int, ChannelPort] = {}
+        self._scope = trio.CancelScope()
+        self._writer_wanted = trio.Event()
+        self._writer_is_busy = False
+        self._drained = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"<Link {self.link_id} {self.carrier.name} {self.protocol!r}>"
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be carried any more."""
+        return self.failure is not None
+
+    # -- the loops ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Carry bytes until the link ends; then ``failure`` says why. Never raises for the network."""
+        self._heard_s = trio.current_time()
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    self.flush()
+                    nursery.start_soon(self._read)
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._watch)
+        finally:
+            self._fail(ConnectionLost("the link was closed"))
+            await self._say_goodbye()
+            self.protocol.discard()
+            self.carrier.close()
+
+    async def _read(self) -> None:
+        protocol, carrier, inbound = self.protocol, self.carrier, self.protocol.inbound
+        try:
+            while True:
+                space = inbound.space()
+                try:
+                    length = carrier.recv_into(space)
+                except BlockingIOError:
+                    inbound.idle()
+                    await carrier.wait_readable()
+                    continue
+                now_s = self._heard_s = trio.current_time()
+                is_all = length < len(space)
+                protocol.received(length, now_s)
+                self._dispatch()
+                self.flush()
+                if not protocol.may_read:
+                    await self._drained.park()
+                if is_all:
+                    await carrier.wait_readable()
+                else:
+                    await trio.lowlevel.checkpoint()
+        except GatewayError as error:
+            self._dispatch()
+            self._fail(error)
+        except OSError as error:
+            self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error.strerror}"))
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._writer_wanted.wait()
+                await self.carrier.wait_writable()
+                self._writer_wanted = trio.Event()
+                self._writer_is_busy = False
+                self.flush()
+        except (OSError, trio.ClosedResourceError) as error:
+            self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error}"))
+
+    async def _watch(self) -> None:
+        """Look at the clock. Any byte from the peer counts as life (RFC 4254 has no keepalive)."""
+        interval_s = min(self._alive_interval_s or WATCH_INTERVAL_S, WATCH_INTERVAL_S)
+        asked_s = congested_since_s = None
+        while True:
+            await trio.sleep(interval_s)
+            now_s = trio.current_time()
+            try:
+                self.protocol.tick(now_s)
+            except RemoteProtocolError as error:
+                self._fail(error)
+                return
+            if self.protocol.may_read:
+                congested_since_s = None
+            else:
+                congested_since_s = congested_since_s or now_s
+                if now_s - congested_since_s > CONGESTION_DEADLINE_S:
+                    self._fail(ConnectionLost("the peer does not read the replies it asked for"))
+                    return
+            silent_s = now_s - self._heard_s
+            if self._alive:
+                if silent_s >= self._alive_deadline_s:
+                    self._fail(
+                        ConnectionLost(
+                            f"connection to {self.carrier.name} lost: "
+                            f"not a sign of life for {silent_s:.0f} s"
+                        )
+                    )
+                    return
+                if silent_s >= self._alive_interval_s and (
+                    asked_s is None or now_s - asked_s >= self._alive_interval_s
+                ):
+                    asked_s = now_s
+                    self.protocol.connection.send_global_request("keepalive@openssh.com")
+            self.flush()
+
+    def start_keepalive(self) -> None:
+        """Begin to probe an idle peer; not before the login, when some peers would stumble."""
+        self._alive = self._alive_interval_s > 0
+
+    def flush(self) -> None:
+        """Send what the outbound buffer holds, as far as the carrier takes it now."""
+        if self._writer_is_busy:
+            return
+        outbound = self.protocol.outbound
+        try:
+            while (data := outbound.data_to_send()) is not None:
+                outbound.data_sent(self.carrier.send(data))
+        except BlockingIOError:
+            self._writer_is_busy = True
+            self._writer_wanted.set()
+            return
+        except OSError as error:
+            self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error.strerror}"))
+            return
+        if outbound.accepts_data:
+            self.room.unpark_all()
+        if self.protocol.may_read:
+            self._drained.unpark_all()
+
+    async def _say_goodbye(self) -> None:
+        """Let DISCONNECT leave, within a deadline; the carrier may be gone already."""
+        self.protocol.disconnect()
+        outbound = self.protocol.outbound
+        with trio.move_on_after(GOODBYE_DEADLINE_S, shield=True):
+            try:
+                while (data := outbound.data_to_send()) is not None:
+                    try:
+                        outbound.data_sent(self.carrier.send(data))
+                    except BlockingIOError:
+                        await self.carrier.wait_writable()
+            except (OSError, trio.ClosedResourceError):
+                return
+
+    def _fail(self, failure: GatewayError) -> None:
+        if self.failure is not None:
+            return
+        self.failure = failure
+        self.ended.set()
+        self._scope.cancel()
+        for port in list(self._ports.values()):
+            port.fail(ConnectionLost(str(failure)))
+        self._ports.clear()
+        self.room.unpark_all()
+
+    def close(self, reason: str = "closed by us") -> None:
+        """End the link; ``run`` returns soon after."""
+        self._fail(ConnectionLost(reason))
+
+    # -- events ---------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        while (event := self.protocol.next_event()) is not None:
+            match event:
+                case events.OnChannel(channel_id):
+                    if port := self._ports.get(channel_id):
+                        port.happened(event)
+                    elif isinstance(event, events.ChannelRequested):
+                        self._refuse_request(event)
+                case events.PeerDisconnected(reason_code, description):
+                    self._fail(
+                        ConnectionLost(
+                            f"{self.carrier.name} disconnected: {printable(description)} "
+                            f"(reason code {reason_code})"
+                        )
+                    )
+                case _:
+                    self._handler(event)
+
+    def _refuse_request(self, event: events.ChannelRequested) -> None:
+        """A request for a channel whose owner has left already."""
+        channel = self.protocol.connection.channels.get(event.channel_id)
+        if event.want_reply and channel is not None:
+            self.protocol.connection.reply_request(channel, success=False)
+
+    # -- channels -------------------------------------------------------------------------------------
+
+    async def open_channel(self, channel_type: str, type_specific: bytes) -> ChannelPort:
+        """Open a channel and wait for the answer.
+
+        Raises `ChannelOpenError` or `ConnectionLost`. Cancelled, it leaves no channel behind:
+        CLOSE follows as soon as the peer confirms.
+        """
+        if self.failure is not None:
+            raise ConnectionLost(str(self.failure))
+        channel = self.protocol.connection.open_channel(channel_type, type_specific)
+        port = self._ports[channel.channel_id] = ChannelPort(self, channel)
+        self.flush()
+        try:
+            await port.wait_opened()
+        except BaseException:
+            self.release(port)
+            raise
+        return port
+
+    def confirm_channel(self, channel_id: int) -> ChannelPort:
+        """Grant the peer's open."""
+        channel = self.protocol.connection.channels.get(channel_id)
+        if channel is None or self.failure is not None:
+            raise ConnectionLost("the link is gone")
+        self.protocol.connection.confirm_channel(channel)
+        port = self._ports[channel_id] = ChannelPort(self, channel)
+        port.confirmed()
+        self.flush()
+        return port
+
+    def refuse_channel(self, channel_id: int, reason_code: int, description: str) -> None:
+        """Refuse the peer's open."""
+        channel = self.protocol.connection.channels.get(channel_id)
+        if channel is not None and self.failure is None:
+            self.protocol.connection.refuse_channel(channel, reason_code, description)
+            self.flush()
+
+    def release(self, port: ChannelPort) -> None:
+        """The owner is done with a channel, whatever its state."""
+        self._ports.pop(port.channel.channel_id, None)
+        port.pending.clear()
+        connection = self.protocol.connection
+        if self.failure is None and port.channel.channel_id in connection.channels:
+            connection.abandon(port.channel)
+            self.flush()

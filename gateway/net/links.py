@@ -1,0 +1,39 @@
+"""The set of links that front ends ask for channels: today one, later several, or a new one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.errors import ConnectionLost
+from gateway.ssh.messages import DirectTcpip
+
+if TYPE_CHECKING:
+    from gateway.net.link import ChannelPort, Link
+
+
+class LinkSet:
+    """Links that may carry a new channel; a lost link is never asked."""
+
+    def __init__(self) -> None:
+        self._links: list[Link] = []
+
+    def add(self, link: Link) -> None:
+        """Offer a link to the front ends."""
+        self._links.append(link)
+
+    def remove(self, link: Link) -> None:
+        """Withdraw a link."""
+        self._links.remove(link)
+
+    async def open_direct_tcpip(
+        self, host: str, port: int, originator: tuple[str, int]
+    ) -> ChannelPort:
+        """Let the far end connect to ``host``, which it resolves (RFC 4254 §7.2).
+
+        Raises `ChannelOpenError` with the far end's reason, or `ConnectionLost`.
+        """
+        for link in self._links:
+            if not link.is_lost:
+                request = DirectTcpip(host, port, *originator)
+                return await link.open_channel("direct-tcpip", request.encode())
+        raise ConnectionLost("there is no link to the server now")

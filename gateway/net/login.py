@@ -1,0 +1,156 @@
+"""A client's login over a link: versions, host key, keys, authentication, each with a deadline."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from gateway import events
+from gateway.errors import AuthenticationError, ConnectionLost, RemoteProtocolError
+from gateway.net.link import Link
+from gateway.ssh.keys import parse_public_key_untrusted
+from gateway.ssh.protocol import Protocol as SSHProtocol
+from gateway.ssh.transport import Phase
+from gateway.ssh.userauth import ClientAuth
+
+if TYPE_CHECKING:
+    from gateway.net.carrier import Carrier
+    from gateway.ssh.keys import PublicKey
+    from gateway.ssh.protocol import ClientSetup
+
+MAXIMUM_EVENTS: Final = 64  # that may wait during the login; a server sends a handful
+
+_WAITING_FOR: Final = {
+    Phase.VERSION: "it accepts connections but does not speak SSH",
+    Phase.KEXINIT: "it does not begin the key exchange",
+    Phase.KEX: "it does not finish the key exchange",
+    Phase.KEX_STRICT: "it does not finish the key exchange",
+    Phase.NEWKEYS: "it does not finish the key exchange",
+    Phase.NEWKEYS_STRICT: "it does not finish the key exchange",
+    Phase.SERVICE: "it does not answer the request to log in",
+    Phase.AUTH: "it does not answer the login",
+}
+
+
+class Dialogue(Protocol):
+    """What the login asks of the user, of files, or of an agent. Its time is not the server's."""
+
+    async def trust(self, key: PublicKey) -> None:
+        """Return if the server's key is trusted; raise `HostKeyError` otherwise."""
+
+    async def sign(self, identity: int, data: bytes) -> bytes | None:
+        """Sign with an identity of the setup, or say None to go on with the next one."""
+
+    def banner(self, text: str) -> None:
+        """Show the server's banner, whose text is the peer's."""
+
+
+class ClientLink:
+    """A link from a client: run it in a nursery, log in, then ask ``link`` for channels."""
+
+    def __init__(
+        self,
+        setup: ClientSetup,
+        carrier: Carrier,
+        *,
+        alive_interval_s: float,
+        alive_count_max: int,
+    ) -> None:
+        self.link = Link(
+            SSHProtocol(setup, trio.current_time()),
+            carrier,
+            handler=self._handle,
+            alive_interval_s=alive_interval_s,
+            alive_count_max=alive_count_max,
+        )
+        self.debug_messages: list[str] = []
+        self._to_login, self._from_link = trio.open_memory_channel[events.Event](MAXIMUM_EVENTS)
+
+    async def run(self) -> None:
+        """Carry bytes until the link ends."""
+        try:
+            await self.link.run()
+        finally:
+            self._to_login.close()
+
+    def _handle(self, event: events.Event) -> None:
+        match event:
+            case events.GlobalRequested(_, want_reply):
+                if want_reply:
+                    self.link.protocol.connection.reply_global(success=False)
+            case events.ChannelOpenRequested(channel_id):
+                self.link.refuse_channel(channel_id, 1, "this side opens channels only itself")
+            case events.DebugReceived(message):
+                self.debug_messages = [*self.debug_messages[-7:], message]
+            case events.GlobalReplied() | events.PongReceived():
+                pass
+            case events.KeysExchanged(number) if number > 1:
+                pass
+            case _:
+                try:
+                    self._to_login.send_nowait(event)
+                except trio.WouldBlock:
+                    self.link.close("the server says too much during the login")
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+
+    async def log_in(self, dialogue: Dialogue, timeout_s: float) -> events.Authenticated:
+        """Drive the login to its end; ``timeout_s`` counts while we wait for the server only.
+
+        Raises `ConnectionLost`, `HostKeyError`, `AuthenticationError` or `RemoteProtocolError`.
+        """
+        remaining_s = timeout_s
+        while True:
+            asked_s = trio.current_time()
+            event = await self._next_event(remaining_s, timeout_s)
+            remaining_s -= trio.current_time() - asked_s
+            match event:
+                case events.HostKeyReceived(_, blob):
+                    await dialogue.trust(parse_public_key_untrusted(blob))
+                    self._check_alive()
+                    self.link.protocol.accept_host_key()
+                case events.SignatureWanted(identity, data):
+                    signature = await dialogue.sign(identity, data)
+                    self._check_alive()
+                    self._answer(signature)
+                case events.BannerReceived(message):
+                    dialogue.banner(message)
+                case events.AuthenticationRefused(_, _, reason, methods):
+                    raise AuthenticationError(reason, methods)
+                case events.Authenticated():
+                    self._from_link.close()
+                    self.link.start_keepalive()
+                    return event
+            self.link.flush()
+
+    def _answer(self, signature: bytes | None) -> None:
+        auth = self.link.protocol.auth
+        if not isinstance(auth, ClientAuth):
+            raise TypeError("a client's link with a server's login")
+        if signature is None:
+            auth.skip_identity()
+        else:
+            auth.provide_signature(signature)
+
+    def _check_alive(self) -> None:
+        if self.link.failure is not None:
+            raise self.link.failure
+
+    async def _next_event(self, remaining_s: float, timeout_s: float) -> events.Event:
+        with trio.move_on_after(max(remaining_s, 0) if math.isfinite(remaining_s) else math.inf):
+            try:
+                return await self._from_link.receive()
+            except trio.EndOfChannel:
+                failure = self.link.failure or ConnectionLost("the link was closed")
+                if isinstance(failure, RemoteProtocolError):
+                    raise RemoteProtocolError(
+                        f"{self.link.carrier.name} breaks the SSH protocol: {failure}"
+                    ) from failure
+                raise failure from None
+        phase = self.link.protocol.transport.phase
+        raise ConnectionLost(
+            f"{self.link.carrier.name} did not answer within {timeout_s:.0f} s: "
+            f"{_WAITING_FOR.get(phase, 'it hangs')}"
+        )

@@ -1,0 +1,1 @@
+"""Who may do what: pure functions and tables, asked at every channel open."""

@@ -1,0 +1,296 @@
+"""`gateway serve`: the listener, one nursery per link, and the policy between them.
+
+A composition root: it wires `net`, `ssh` and `policy` together and contains no protocol. Whatever goes
+wrong in one link or channel ends that one, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import events
+from gateway.errors import ConnectionLost, GatewayError, RemoteProtocolError, printable
+from gateway.net.carrier import SocketCarrier
+from gateway.net.dial import DialError, DialOptions, dial
+from gateway.net.link import Link
+from gateway.net.listen import describe, is_own_address, open_listeners, serve
+from gateway.net.relay import Relay
+from gateway.policy.permit import OpenPolicy, OpenRule, PermissionDenied
+from gateway.ssh.messages import DirectTcpip
+from gateway.ssh.numbers import OpenFailure
+from gateway.ssh.protocol import Protocol, ServerSetup
+from gateway.ssh.transport import RekeyLimit
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from ipaddress import IPv4Address, IPv6Address
+
+    from gateway.ssh.authorized_keys import AuthorizedKey, AuthorizedKeys
+    from gateway.ssh.keys import PrivateKey, PublicKey
+
+log = logging.getLogger(__name__)
+
+LOGIN_GRACE_S: Final = 60.0  # from accept to the end of the login
+MAXIMUM_STARTUPS: Final = 100  # links that have not logged in yet; more are closed at once
+CONNECT_TIMEOUT_S: Final = 30.0  # for a target
+ALIVE_INTERVAL_S: Final = 15.0
+ALIVE_COUNT_MAX: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What `gateway serve` was told."""
+
+    listen: tuple[tuple[str | None, int], ...]
+    host_keys: tuple[PrivateKey, ...]
+    authorized_keys: AuthorizedKeys
+    permit_open: tuple[OpenRule, ...] = ()
+    hosts: dict[str, str] = field(default_factory=dict)
+    rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
+
+
+class Server:
+    """All links of one `gateway serve`. ``report`` gets the events that are worth a line."""
+
+    def __init__(self, options: ServerOptions, report: Callable[[events.Event], None]) -> None:
+        self.options = options
+        self.policy = OpenPolicy(options.permit_open, is_own_address)
+        self.startups = 0
+        self.report = report
+
+    async def run(self) -> None:
+        """Listen and serve until cancelled. Raises `NetworkSetupError`."""
+        listeners = [
+            listener
+            for host, port in self.options.listen
+            for listener in open_listeners(host, port)
+        ]
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(serve, listener, self._serve_link, nursery)
+                address, port = listener.getsockname()[:2]
+                self.report(events.ListenerOpened("SSH", address, port))
+
+    async def _serve_link(self, sock: socket.socket) -> None:
+        if self.startups >= MAXIMUM_STARTUPS:
+            sock.close()
+            return
+        try:
+            carrier = SocketCarrier(sock, describe(sock.getpeername()))
+        except OSError:  # the client left already
+            sock.close()
+            return
+        self.startups += 1
+        try:
+            await ServerLink(self, carrier).run()
+        except Exception:  # one link's defect must not end the others
+            log.exception("internal error on the link from %s", carrier.name)
+
+
+class ServerLink:
+    """One link: its login, then its channels."""
+
+    def __init__(self, server: Server, carrier: SocketCarrier) -> None:
+        self._server = server
+        setup = ServerSetup(
+            server.options.host_keys, self._authorize, rekey_limit=server.options.rekey_limit
+        )
+        self.link = Link(
+            Protocol(setup, trio.current_time()),
+            carrier,
+            handler=self._handle,
+            alive_interval_s=ALIVE_INTERVAL_S,
+            alive_count_max=ALIVE_COUNT_MAX,
+        )
+        self._nursery: trio.Nursery | None = None
+        self._user_name = ""
+        self._key: AuthorizedKey | None = None
+        self._candidates: dict[str, AuthorizedKey] = {}  # by fingerprint
+        self._login_deadline = trio.CancelScope(deadline=trio.current_time() + LOGIN_GRACE_S)
+        self._counts_as_startup = True
+
+    async def run(self) -> None:
+        """Serve the link to its end."""
+        link = self.link
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                with self._login_deadline:
+                    await link.run()
+                if self._login_deadline.cancelled_caught:
+                    log.info("%s: no login within %.0f s", link.carrier.name, LOGIN_GRACE_S)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._end_startup()
+            protocol = link.protocol
+            self._server.report(
+                events.LinkClosed(
+                    link.link_id,
+                    link.carrier.name,
+                    printable(str(link.failure)),
+                    protocol.inbound.bytes_total,
+                    protocol.outbound.bytes_total,
+                )
+            )
+
+    def _end_startup(self) -> None:
+        if self._counts_as_startup:
+            self._counts_as_startup = False
+            self._server.startups -= 1
+
+    # -- events of the link, none of which may wait -----------------------------------------------------
+
+    def _authorize(self, _user_name: str, key: PublicKey) -> bool:
+        line = self._server.options.authorized_keys.find(key)
+        if line is not None:
+            self._candidates[key.fingerprint] = line
+        return line is not None
+
+    def _handle(self, event: events.Event) -> None:
+        match event:
+            case events.Authenticated():
+                self._logged_in(event)
+            case events.AuthenticationRefused(user_name, method, reason) if method != "none":
+                log.info(
+                    "%s: login as %s refused: %s",
+                    self.link.carrier.name,
+                    printable(user_name, 64),
+                    printable(reason),
+                )
+            case events.ChannelOpenRequested():
+                self._open_requested(event)
+            case events.GlobalRequested(_, want_reply) if want_reply:
+                self.link.protocol.connection.reply_global(success=False)
+
+    def _logged_in(self, event: events.Authenticated) -> None:
+        self._login_deadline.deadline = float("inf")
+        self._end_startup()
+        self._user_name = event.user_name
+        self._key = self._candidates[event.fingerprint]
+        self.link.start_keepalive()
+        self._server.report(
+            events.LinkOpened(
+                self.link.link_id, self.link.carrier.name, event.user_name, event.fingerprint
+            )
+        )
+
+    def _open_requested(self, event: events.ChannelOpenRequested) -> None:
+        if event.channel_type == "direct-tcpip":
+            try:
+                target = DirectTcpip.decode_untrusted(event.type_specific)
+            except RemoteProtocolError as error:
+                self.link.refuse_channel(event.channel_id, OpenFailure.CONNECT_FAILED, str(error))
+                return
+            if self._nursery is not None:
+                self._nursery.start_soon(self._direct_tcpip, event.channel_id, target)
+        elif event.channel_type == "session":
+            self.link.refuse_channel(
+                event.channel_id,
+                OpenFailure.ADMINISTRATIVELY_PROHIBITED,
+                "this is a tunnel server: there is no shell here, use -N",
+            )
+        else:
+            self.link.refuse_channel(
+                event.channel_id, OpenFailure.UNKNOWN_CHANNEL_TYPE, "unknown channel type"
+            )
+
+    # -- channels -------------------------------------------------------------------------------------
+
+    def _permit(self, target: DirectTcpip, address: IPv4Address | IPv6Address) -> str:
+        """Return the deciding rule, or raise `PermissionDenied`: the server's rules, then the key's."""
+        host, port = target.host_to_connect, target.port_to_connect
+        rule = self._server.policy.check(host, port, address)
+        key = self._key
+        if key is not None and not key.port_forwarding:
+            raise PermissionDenied("denied: authorized_keys forbids forwarding for this key")
+        if key is not None and key.permit_open is not None:
+            wanted = [(host.lower(), port), (str(address), port)]
+            if not any(_names(entry, wanted) for entry in key.permit_open):
+                raise PermissionDenied("denied: permitopen in authorized_keys does not name it")
+        return rule
+
+    async def _direct_tcpip(self, channel_id: int, target: DirectTcpip) -> None:
+        requested = f"{printable(target.host_to_connect, 255)} port {target.port_to_connect}"
+        decisions: list[events.Decision] = []
+
+        def permit(address: IPv4Address | IPv6Address) -> None:
+            make = partial(
+                events.Decision,
+                self.link.link_id,
+                channel_id,
+                self._user_name,
+                "open",
+                f"{requested} ({address})",
+            )
+            try:
+                decisions.append(make(allowed=True, rule=self._permit(target, address)))
+            except PermissionDenied as error:
+                self._server.report(make(allowed=False, rule=str(error)))
+                raise
+
+        try:
+            sock = await self._dial(target, permit)
+        except PermissionDenied as error:
+            self.link.refuse_channel(
+                channel_id, OpenFailure.ADMINISTRATIVELY_PROHIBITED, str(error)
+            )
+            return
+        except DialError as error:
+            log.info("link %d: %s: %s", self.link.link_id, requested, error.text)
+            self.link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, error.text)
+            return
+        self._server.report(decisions[-1])
+        await self._relay(channel_id, requested, sock)
+
+    async def _dial(
+        self, target: DirectTcpip, permit: Callable[[IPv4Address | IPv6Address], None]
+    ) -> socket.socket:
+        if not 0 < target.port_to_connect < 65536:
+            raise DialError(target.host_to_connect, f"port {target.port_to_connect} does not exist")
+        return await dial(
+            target.host_to_connect,
+            target.port_to_connect,
+            DialOptions(timeout_s=CONNECT_TIMEOUT_S),
+            permit=permit,
+            hosts=self._server.options.hosts,
+        )
+
+    async def _relay(self, channel_id: int, requested: str, sock: socket.socket) -> None:
+        dialled = describe(sock.getpeername())
+        try:
+            port = self.link.confirm_channel(channel_id)
+        except ConnectionLost:
+            sock.close()
+            return
+        reason = "internal error"
+        try:
+            await Relay(sock, port).run()
+            reason = "link lost" if port.failure is not None else "ended"
+        except GatewayError as error:
+            reason = str(error)
+        finally:
+            self._server.report(
+                events.ChannelEnded(
+                    self.link.link_id,
+                    channel_id,
+                    requested,
+                    dialled,
+                    port.channel.bytes_in,
+                    port.channel.bytes_out,
+                    reason,
+                )
+            )
+
+
+def _names(entry: tuple[str, str], wanted: list[tuple[str, int]]) -> bool:
+    """Say whether a ``permitopen`` of authorized_keys names one of the wanted targets."""
+    host, port = entry
+    return any(
+        host.lower() in ("*", name) and port in ("*", str(number)) for name, number in wanted
+    )

@@ -1,0 +1,295 @@
+"""One channel (RFC 4254 §5): two windows and two half-states, the same for both roles.
+
+Each direction ends by itself. EOF ends one; CLOSE, once sent *and* received, ends the channel.
+
+    send half                                     receive half
+    OPENING ─ confirmed ─► OPEN                   OPENING ─ confirmed ─► OPEN
+       │ abandoned          │ send_eof               │                    │ eof
+       ▼                    ▼                        │                    ▼
+    ABANDONED            EOF_SENT                    │               EOF_RECEIVED
+       │ confirmed          │ send_close             │ refused            │ close
+       ▼                    ▼                        ▼                    ▼
+    CLOSE_SENT ◄──── (also from OPEN)             CLOSE_RECEIVED ◄── (also from OPEN)
+
+ABANDONED: the owner left while the open was on its way. CLOSE follows the confirmation.
+
+Events change state, in the tables below; an event that a table does not have raises and changes nothing.
+
+Data does not queue in here. Out: ``room`` says how much may be sent *before* it is read from anywhere,
+and ``send_room`` seals it. In: ``sink`` is called with a view into the receive buffer, valid during the
+call; it returns how many bytes it consumed and gives the rest back later with ``consumed``. Credit
+goes to the peer only for what was consumed, so a slow reader stops only itself.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import LocalProtocolError, RemoteProtocolError
+from gateway.ssh import messages
+from gateway.ssh.packets import MAXIMUM_DATA, ROOM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.ssh.packets import Outbound
+
+# ---- our own choices -------------------------------------------------------------------------------
+INITIAL_WINDOW_SIZE: Final = 2 * 1024 * 1024  # as OpenSSH, CHAN_TCP_WINDOW_DEFAULT
+ADJUST_FRACTION: Final = 4  # credit goes back when this part of the window was consumed
+NO_ROOM: Final = memoryview(b"")
+
+
+class SendState(Enum):
+    """The half that we send on."""
+
+    OPENING = "opening"
+    ABANDONED = "abandoned"
+    OPEN = "open"
+    EOF_SENT = "eof sent"
+    CLOSE_SENT = "close sent"
+
+
+class ReceiveState(Enum):
+    """The half that the peer sends on."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    EOF_RECEIVED = "eof received"
+    CLOSE_RECEIVED = "close received"
+
+
+class ChannelEvent(Enum):
+    """What can happen to a channel."""
+
+    CONFIRMED = "confirmed"
+    REFUSED = "refused"
+    ABANDON = "abandon"
+    SEND_EOF = "send eof"
+    SEND_CLOSE = "send close"
+    EOF = "eof"
+    CLOSE = "close"
+
+
+SEND_TABLE: Final = {
+    (SendState.OPENING, ChannelEvent.CONFIRMED): SendState.OPEN,
+    (SendState.OPENING, ChannelEvent.REFUSED): SendState.CLOSE_SENT,
+    (SendState.OPENING, ChannelEvent.ABANDON): SendState.ABANDONED,
+    (SendState.ABANDONED, ChannelEvent.CONFIRMED): SendState.CLOSE_SENT,
+    (SendState.ABANDONED, ChannelEvent.REFUSED): SendState.CLOSE_SENT,
+    (SendState.OPEN, ChannelEvent.SEND_EOF): SendState.EOF_SENT,
+    (SendState.OPEN, ChannelEvent.SEND_CLOSE): SendState.CLOSE_SENT,
+    (SendState.EOF_SENT, ChannelEvent.SEND_CLOSE): SendState.CLOSE_SENT,
+}
+
+RECEIVE_TABLE: Final = {
+    (ReceiveState.OPENING, ChannelEvent.CONFIRMED): ReceiveState.OPEN,
+    (ReceiveState.OPENING, ChannelEvent.REFUSED): ReceiveState.CLOSE_RECEIVED,
+    (ReceiveState.OPEN, ChannelEvent.EOF): ReceiveState.EOF_RECEIVED,
+    (ReceiveState.OPEN, ChannelEvent.CLOSE): ReceiveState.CLOSE_RECEIVED,
+    (ReceiveState.EOF_RECEIVED, ChannelEvent.CLOSE): ReceiveState.CLOSE_RECEIVED,
+}
+
+
+def discard(data: memoryview) -> int:
+    """Consume data that nobody wants, so that the window is never pinned."""
+    return len(data)
+
+
+def discard_extended(_data_type_code: int, data: memoryview) -> int:
+    """Consume extended data that nobody wants."""
+    return len(data)
+
+
+class Channel:
+    """State of one channel. `gateway.ssh.connection` makes it; the owner sends and sets sinks."""
+
+    __slots__ = (
+        "_credit",
+        "_outbound",
+        "_pending_requests",
+        "_wants_writable",
+        "bytes_in",
+        "bytes_out",
+        "channel_id",
+        "channel_type",
+        "extended_sink",
+        "initial_window_size",
+        "local_window",
+        "receive_state",
+        "remote_channel",
+        "remote_maximum_packet_size",
+        "remote_window",
+        "send_state",
+        "sink",
+    )
+
+    def __init__(
+        self, channel_id: int, channel_type: str, outbound: Outbound, initial_window_size: int
+    ) -> None:
+        self.channel_id = channel_id
+        self.channel_type = channel_type
+        self.send_state = SendState.OPENING
+        self.receive_state = ReceiveState.OPENING
+        self.initial_window_size = initial_window_size
+        self.local_window = initial_window_size
+        self.remote_channel = 0
+        self.remote_window = 0
+        self.remote_maximum_packet_size = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.sink: Callable[[memoryview], int] = discard
+        self.extended_sink: Callable[[int, memoryview], int] = discard_extended
+        self._outbound = outbound
+        self._credit = 0
+        self._wants_writable = False
+        self._pending_requests = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Channel {self.channel_id} {self.channel_type} "
+            f"send={self.send_state.value} receive={self.receive_state.value}>"
+        )
+
+    # -- states ---------------------------------------------------------------------------------------
+
+    def change(self, event: ChannelEvent, *, from_peer: bool) -> None:
+        """Apply an event to the half or halves that it concerns."""
+        send_key, receive_key = (self.send_state, event), (self.receive_state, event)
+        if send_key not in SEND_TABLE and receive_key not in RECEIVE_TABLE:
+            error = RemoteProtocolError if from_peer else LocalProtocolError
+            raise error(f"{event.value} is not possible now: {self!r}")
+        self.send_state = SEND_TABLE.get(send_key, self.send_state)
+        self.receive_state = RECEIVE_TABLE.get(receive_key, self.receive_state)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether CLOSE went both ways, so that the number may be forgotten."""
+        return (
+            self.send_state is SendState.CLOSE_SENT
+            and self.receive_state is ReceiveState.CLOSE_RECEIVED
+        )
+
+    # -- sending --------------------------------------------------------------------------------------
+
+    def room(self) -> memoryview:
+        """Return where to put data now, never more than may be sent; empty if nothing may be.
+
+        Valid until the next await. Then ``send_room``.
+        """
+        if self.send_state is not SendState.OPEN:
+            raise LocalProtocolError(f"cannot send data: {self!r}")
+        if not self._outbound.accepts_data:
+            return NO_ROOM
+        limit = self.remote_window
+        if limit > self.remote_maximum_packet_size:
+            return ROOM[: self.remote_maximum_packet_size]
+        if limit == 0:
+            self._wants_writable = True
+        return ROOM[:limit]
+
+    def send_room(self, data_length: int) -> None:
+        """Send the first ``data_length`` bytes of what ``room`` returned."""
+        self._outbound.seal_channel_data(self.remote_channel, data_length)
+        self.remote_window -= data_length
+        self.bytes_out += data_length
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send what fits of ``data``; return how much that was."""
+        sent = 0
+        view = memoryview(data)
+        while sent < len(view):
+            room = self.room()
+            count = min(len(room), len(view) - sent)
+            if not count:
+                break
+            room[:count] = view[sent : sent + count]
+            self.send_room(count)
+            sent += count
+        return sent
+
+    def send_eof(self) -> None:
+        """Say that no more data follows."""
+        self.change(ChannelEvent.SEND_EOF, from_peer=False)
+        self._outbound.append(messages.ChannelEof(self.remote_channel).encode())
+
+    def send_request(self, request_type: str, type_specific: bytes = b"") -> None:
+        """Send a request that wants a reply (RFC 4254 §5.4)."""
+        if self.send_state not in (SendState.OPEN, SendState.EOF_SENT):
+            raise LocalProtocolError(f"cannot send a request: {self!r}")
+        self._pending_requests += 1
+        request = messages.ChannelRequest(
+            self.remote_channel,
+            request_type,
+            True,
+            type_specific,
+        )
+        self._outbound.append(request.encode())
+
+    def take_reply(self) -> bool:
+        """Note a reply to a request; say whether one was awaited."""
+        if not self._pending_requests:
+            return False
+        self._pending_requests -= 1
+        return True
+
+    def add_window(self, bytes_to_add: int) -> bool:
+        """Take credit from the peer; say whether a producer was waiting for it."""
+        window = self.remote_window + bytes_to_add
+        if window > 0xFFFF_FFFF:
+            raise RemoteProtocolError(f"the window would pass 2^32-1: {self!r}")
+        self.remote_window = window
+        waited, self._wants_writable = self._wants_writable, False
+        return waited
+
+    # -- receiving ------------------------------------------------------------------------------------
+
+    def receive_data(self, data: memoryview) -> None:
+        """Pass data to the sink. The hot path: one call from `connection`, one to the sink."""
+        length = len(data)
+        if self.receive_state is not ReceiveState.OPEN:
+            raise RemoteProtocolError(f"data on a channel that takes none: {self!r}")
+        if length > self.local_window:
+            raise RemoteProtocolError(f"{length} bytes exceed the window: {self!r}")
+        self.local_window -= length
+        self.bytes_in += length
+        if self.send_state is SendState.CLOSE_SENT:
+            return  # crossed our CLOSE on the way; nobody will read it, and no credit is needed
+        consumed = self.sink(data)
+        if consumed:
+            self.consumed(consumed)
+
+    def receive_extended_data(self, data_type_code: int, data: memoryview) -> None:
+        """Pass extended data to its sink; the same window counts it."""
+        length = len(data)
+        if self.receive_state is not ReceiveState.OPEN or length > self.local_window:
+            raise RemoteProtocolError(f"{length} bytes of extended data do not fit: {self!r}")
+        self.local_window -= length
+        self.bytes_in += length
+        if self.send_state is not SendState.CLOSE_SENT:
+            self.consumed(self.extended_sink(data_type_code, data))
+
+    def consumed(self, count: int) -> None:
+        """Give back credit for ``count`` bytes, in a WINDOW_ADJUST once enough has come together."""
+        credit = self._credit + count
+        if (
+            credit * ADJUST_FRACTION < self.initial_window_size
+            or self.receive_state is not ReceiveState.OPEN
+            or self.send_state is SendState.CLOSE_SENT
+        ):
+            self._credit = credit
+            return
+        self._credit = 0
+        self.local_window += credit
+        self._outbound.append(messages.ChannelWindowAdjust(self.remote_channel, credit).encode())
+
+
+def usable_packet_size(announced: int) -> int:
+    """Return how much data one packet to the peer may carry; refuse sizes that lead nowhere.
+
+    9 bytes is the smallest packet that can carry anything (as Go's x/crypto/ssh).
+    """
+    if announced < 9:
+        raise RemoteProtocolError(f"a maximum packet size of {announced} bytes")
+    return min(announced, MAXIMUM_DATA)

@@ -1,0 +1,325 @@
+"""The connection protocol (RFC 4254): the channel table and global requests, for both roles.
+
+THEORY OF OPERATION
+
+`gateway.ssh.protocol` routes messages 80-100 here once the login is done. Channel data goes the short way:
+``receive_data`` finds the channel and calls its sink, no event, no copy. Everything else becomes an event
+with the channel's local number, pulled by the owner of the link.
+
+A channel is in ``channels`` from its OPEN until CLOSE went both ways. A peer that names a number which is
+not in the table breaks the protocol, with one exception: replies nobody waits for are dropped, so
+that a late answer harms nothing. Nothing waits in here: replies to the peer go into the outbound's
+control lane, which is bounded, and the peer's own opens are bounded by MAXIMUM_CHANNELS.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from gateway import events
+from gateway.errors import LocalProtocolError, RemoteProtocolError
+from gateway.ssh import messages
+from gateway.ssh.channel import (
+    INITIAL_WINDOW_SIZE,
+    Channel,
+    ChannelEvent,
+    ReceiveState,
+    SendState,
+    usable_packet_size,
+)
+from gateway.ssh.numbers import Msg, OpenFailure
+from gateway.ssh.packets import MAXIMUM_DATA
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.ssh.packets import Outbound
+
+MAXIMUM_CHANNELS: Final = 16_384  # as OpenSSH, CHANNELS_MAX_CHANNELS
+MAXIMUM_TEXT: Final = 200  # characters of a description that we send
+
+
+class Connection:
+    """All channels of one link."""
+
+    def __init__(
+        self, outbound: Outbound, emit: Callable[[events.Event], None], *, accepts_channels: bool
+    ) -> None:
+        self.channels: dict[int, Channel] = {}
+        self._outbound = outbound
+        self._emit = emit
+        self._accepts_channels = accepts_channels
+        self._numbers = count()
+        self._pending_global = 0
+        self._handlers = {
+            Msg.GLOBAL_REQUEST: self._global_request_untrusted,
+            Msg.REQUEST_SUCCESS: self._global_success_untrusted,
+            Msg.REQUEST_FAILURE: self._global_failure_untrusted,
+            Msg.CHANNEL_OPEN: self._open_untrusted,
+            Msg.CHANNEL_OPEN_CONFIRMATION: self._confirmation_untrusted,
+            Msg.CHANNEL_OPEN_FAILURE: self._failure_untrusted,
+            Msg.CHANNEL_WINDOW_ADJUST: self._window_adjust_untrusted,
+            Msg.CHANNEL_EXTENDED_DATA: self._extended_data_untrusted,
+            Msg.CHANNEL_EOF: self._eof_untrusted,
+            Msg.CHANNEL_CLOSE: self._close_untrusted,
+            Msg.CHANNEL_REQUEST: self._request_untrusted,
+            Msg.CHANNEL_SUCCESS: self._success_untrusted,
+            Msg.CHANNEL_FAILURE: self._request_failure_untrusted,
+            Msg.PING: self._ping_untrusted,
+            Msg.PONG: self._pong_untrusted,
+        }
+
+    # -- what the owner asks for ----------------------------------------------------------------------
+
+    def open_channel(
+        self,
+        channel_type: str,
+        type_specific: bytes,
+        initial_window_size: int = INITIAL_WINDOW_SIZE,
+    ) -> Channel:
+        """Ask the peer for a channel; `ChannelOpened` or `ChannelOpenFailed` follows."""
+        channel = self._new_channel(channel_type, initial_window_size)
+        self._outbound.append(
+            messages.ChannelOpen(
+                channel_type,
+                channel.channel_id,
+                initial_window_size,
+                MAXIMUM_DATA,
+                type_specific,
+            ).encode()
+        )
+        return channel
+
+    def confirm_channel(self, channel: Channel) -> None:
+        """Grant the peer's open."""
+        channel.change(ChannelEvent.CONFIRMED, from_peer=False)
+        self._outbound.append(
+            messages.ChannelOpenConfirmation(
+                channel.remote_channel,
+                channel.channel_id,
+                channel.initial_window_size,
+                MAXIMUM_DATA,
+            ).encode()
+        )
+
+    def refuse_channel(self, channel: Channel, reason_code: int, description: str) -> None:
+        """Refuse the peer's open and forget the channel."""
+        channel.change(ChannelEvent.REFUSED, from_peer=False)
+        self._send_failure(channel.remote_channel, reason_code, description)
+        del self.channels[channel.channel_id]
+
+    def abandon(self, channel: Channel) -> None:
+        """Our owner does not want the channel any more, in whatever state it is."""
+        if channel.send_state is SendState.OPENING:
+            channel.change(ChannelEvent.ABANDON, from_peer=False)
+        else:
+            self.close(channel)
+
+    def close(self, channel: Channel) -> None:
+        """Send CLOSE, once."""
+        if channel.send_state in (SendState.CLOSE_SENT, SendState.ABANDONED):
+            return
+        channel.change(ChannelEvent.SEND_CLOSE, from_peer=False)
+        self._outbound.append(messages.ChannelClose(channel.remote_channel).encode())
+        self._forget_if_over(channel)
+
+    def send_global_request(self, request_name: str, request_specific: bytes = b"") -> None:
+        """Send a global request that wants a reply; replies come in order (RFC 4254 §4)."""
+        self._pending_global += 1
+        request = messages.GlobalRequest(request_name, True, request_specific)
+        self._outbound.append(request.encode())
+
+    def reply_global(self, *, success: bool, response_specific: bytes = b"") -> None:
+        """Answer the oldest `GlobalRequested` that wanted a reply."""
+        reply: messages.Message = (
+            messages.RequestSuccess(response_specific) if success else messages.RequestFailure()
+        )
+        self._outbound.append(reply.encode())
+
+    def reply_request(self, channel: Channel, *, success: bool) -> None:
+        """Answer a `ChannelRequested` that wanted a reply."""
+        if channel.send_state is SendState.CLOSE_SENT:
+            return
+        reply = messages.ChannelSuccess if success else messages.ChannelFailure
+        self._outbound.append(reply(channel.remote_channel).encode())
+
+    # -- the table ------------------------------------------------------------------------------------
+
+    def _new_channel(self, channel_type: str, initial_window_size: int) -> Channel:
+        channel_id = next(self._numbers)
+        if channel_id > 0xFFFF_FFFF:
+            raise LocalProtocolError("this link has used all its channel numbers")
+        channel = Channel(channel_id, channel_type, self._outbound, initial_window_size)
+        self.channels[channel_id] = channel
+        return channel
+
+    def _forget_if_over(self, channel: Channel) -> None:
+        if channel.is_over:
+            self.channels.pop(channel.channel_id, None)
+
+    def _channel(self, channel_id: int) -> Channel:
+        channel = self.channels.get(channel_id)
+        if channel is None:
+            raise RemoteProtocolError(f"a message for channel {channel_id}, which does not exist")
+        return channel
+
+    def _send_failure(self, remote_channel: int, reason_code: int, description: str) -> None:
+        failure = messages.ChannelOpenFailure(
+            remote_channel, reason_code, description[:MAXIMUM_TEXT]
+        )
+        self._outbound.append(failure.encode())
+
+    # -- what the peer sends --------------------------------------------------------------------------
+
+    def receive_data(self, payload: memoryview) -> None:
+        """CHANNEL_DATA, the short way: number, recipient channel, length, data."""
+        length = len(payload) - 9
+        if length < 0 or int.from_bytes(payload[5:9], "big") != length:
+            raise RemoteProtocolError("CHANNEL_DATA whose length field is wrong")
+        channel = self.channels.get(int.from_bytes(payload[1:5], "big"))
+        if channel is None:
+            raise RemoteProtocolError("CHANNEL_DATA for a channel that does not exist")
+        data = payload[9:]
+        channel.receive_data(data)
+        data.release()  # a sink that kept the view finds out at once
+
+    def receive(self, payload: bytes) -> None:
+        """Take any other message of 80-100, 192 or 193."""
+        self._handlers[Msg(payload[0])](payload)
+
+    def _open_untrusted(self, payload: bytes) -> None:
+        request = messages.ChannelOpen.decode_untrusted(payload)
+        packet_size = usable_packet_size(request.maximum_packet_size)
+        if not self._accepts_channels:
+            self._send_failure(
+                request.sender_channel,
+                OpenFailure.ADMINISTRATIVELY_PROHIBITED,
+                "this side opens channels only itself",
+            )
+            return
+        if len(self.channels) >= MAXIMUM_CHANNELS:
+            self._send_failure(
+                request.sender_channel, OpenFailure.RESOURCE_SHORTAGE, "too many channels"
+            )
+            return
+        channel = self._new_channel(request.channel_type, INITIAL_WINDOW_SIZE)
+        channel.remote_channel = request.sender_channel
+        channel.remote_window = request.initial_window_size
+        channel.remote_maximum_packet_size = packet_size
+        self._emit(
+            events.ChannelOpenRequested(
+                channel.channel_id, request.channel_type, request.type_specific
+            )
+        )
+
+    def _confirmation_untrusted(self, payload: bytes) -> None:
+        message = messages.ChannelOpenConfirmation.decode_untrusted(payload)
+        channel = self._channel(message.recipient_channel)
+        packet_size = usable_packet_size(message.maximum_packet_size)
+        if channel.remote_maximum_packet_size:
+            raise RemoteProtocolError(f"confirmation of a channel that is the peer's: {channel!r}")
+        channel.change(ChannelEvent.CONFIRMED, from_peer=True)
+        channel.remote_channel = message.sender_channel
+        channel.remote_window = message.initial_window_size
+        channel.remote_maximum_packet_size = packet_size
+        if channel.send_state is SendState.CLOSE_SENT:  # it had been abandoned
+            self._outbound.append(messages.ChannelClose(channel.remote_channel).encode())
+        else:
+            self._emit(events.ChannelOpened(channel.channel_id))
+
+    def _failure_untrusted(self, payload: bytes) -> None:
+        message = messages.ChannelOpenFailure.decode_untrusted(payload)
+        channel = self._channel(message.recipient_channel)
+        if channel.remote_maximum_packet_size:
+            raise RemoteProtocolError(f"refusal of a channel that is not opening: {channel!r}")
+        abandoned = channel.send_state is SendState.ABANDONED
+        channel.change(ChannelEvent.REFUSED, from_peer=True)
+        del self.channels[channel.channel_id]
+        if not abandoned:
+            self._emit(
+                events.ChannelOpenFailed(
+                    channel.channel_id, message.reason_code, message.description
+                )
+            )
+
+    def _window_adjust_untrusted(self, payload: bytes) -> None:
+        message = messages.ChannelWindowAdjust.decode_untrusted(payload)
+        channel = self._channel(message.recipient_channel)
+        self._expect_open(channel)
+        if channel.add_window(message.bytes_to_add):
+            self._emit(events.ChannelWritable(channel.channel_id))
+
+    def _extended_data_untrusted(self, payload: bytes) -> None:
+        message = messages.ChannelExtendedData.decode_untrusted(payload)
+        channel = self._channel(message.recipient_channel)
+        channel.receive_extended_data(message.data_type_code, memoryview(message.data))
+
+    def _eof_untrusted(self, payload: bytes) -> None:
+        channel = self._channel(messages.ChannelEof.decode_untrusted(payload).recipient_channel)
+        channel.change(ChannelEvent.EOF, from_peer=True)
+        self._emit(events.ChannelEofReceived(channel.channel_id))
+
+    def _close_untrusted(self, payload: bytes) -> None:
+        channel = self._channel(messages.ChannelClose.decode_untrusted(payload).recipient_channel)
+        channel.change(ChannelEvent.CLOSE, from_peer=True)
+        self._emit(events.ChannelCloseReceived(channel.channel_id))
+        self._forget_if_over(channel)
+
+    def _request_untrusted(self, payload: bytes) -> None:
+        message = messages.ChannelRequest.decode_untrusted(payload)
+        channel = self._channel(message.recipient_channel)
+        self._expect_open(channel)
+        if channel.send_state is SendState.CLOSE_SENT:
+            return
+        self._emit(
+            events.ChannelRequested(
+                channel.channel_id, message.request_type, message.want_reply, message.type_specific
+            )
+        )
+
+    def _success_untrusted(self, payload: bytes) -> None:
+        message = messages.ChannelSuccess.decode_untrusted(payload)
+        self._replied(self._channel(message.recipient_channel), success=True)
+
+    def _request_failure_untrusted(self, payload: bytes) -> None:
+        message = messages.ChannelFailure.decode_untrusted(payload)
+        self._replied(self._channel(message.recipient_channel), success=False)
+
+    def _replied(self, channel: Channel, *, success: bool) -> None:
+        self._expect_open(channel)
+        if channel.take_reply():
+            self._emit(events.ChannelReplied(channel.channel_id, success))
+
+    def _expect_open(self, channel: Channel) -> None:
+        """Refuse messages on a channel that is not confirmed, or after the peer's CLOSE."""
+        if channel.receive_state in (ReceiveState.OPENING, ReceiveState.CLOSE_RECEIVED):
+            raise RemoteProtocolError(f"a message on a channel that is not open: {channel!r}")
+
+    def _global_request_untrusted(self, payload: bytes) -> None:
+        message = messages.GlobalRequest.decode_untrusted(payload)
+        self._emit(
+            events.GlobalRequested(
+                message.request_name, message.want_reply, message.request_specific
+            )
+        )
+
+    def _global_success_untrusted(self, payload: bytes) -> None:
+        message = messages.RequestSuccess.decode_untrusted(payload)
+        self._global_replied(events.GlobalReplied(True, message.response_specific))
+
+    def _global_failure_untrusted(self, payload: bytes) -> None:
+        messages.RequestFailure.decode_untrusted(payload)
+        self._global_replied(events.GlobalReplied(False, b""))
+
+    def _global_replied(self, event: events.GlobalReplied) -> None:
+        if self._pending_global:
+            self._pending_global -= 1
+            self._emit(event)
+
+    def _ping_untrusted(self, payload: bytes) -> None:
+        ping = messages.Ping.decode_untrusted(payload)
+        self._outbound.append(messages.Pong(ping.data).encode())
+
+    def _pong_untrusted(self, payload: bytes) -> None:
+        self._emit(events.PongReceived(messages.Pong.decode_untrusted(payload).data))

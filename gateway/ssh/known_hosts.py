@@ -1,0 +1,287 @@
+"""Which host keys are trusted: sshd(8), SSH_KNOWN_HOSTS FILE FORMAT.
+
+The decisions are those of OpenSSH's hostfile.c and check_host_key in sshconnect.c, and one that is
+stricter: a revocation for the host's name without the port counts on every port. A line that cannot
+be read is a problem to show and nothing else: it neither trusts a key nor revokes one.
+
+A key of a type that we cannot use is recorded all the same. A host of which only an RSA key is
+known and that suddenly shows an ed25519 key has CHANGED, as in ssh: otherwise whoever is in the
+middle would only have to offer another type to turn a loud refusal into a first meeting.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hmac
+import os
+import re
+import string as characters
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Self
+
+from gateway.errors import ConfigError, RemoteProtocolError, printable
+from gateway.ssh.keys import (
+    KEY_TYPES,
+    fingerprint,
+    key_type_of,
+    numbered_lines,
+    parse_public_key_untrusted,
+    read_key_text,
+    split_words,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from gateway.ssh.keys import PublicKey
+
+# As OpenSSH.
+DEFAULT_PORT: Final = 22
+HASH_MAGIC: Final = "|1|"  # hostfile.h
+HASH_LENGTH: Final = 20  # SHA-1, for the salt too
+MAXIMUM_PATTERN_LENGTH: Final = 1022  # match.c, sub[1024]
+
+# Our own choice.
+MAXIMUM_LINE_LENGTH: Final = 65536
+
+
+class Marker(enum.Enum):
+    """What stands before the names of a line."""
+
+    NONE = ""
+    CERT_AUTHORITY = "@cert-authority"
+    REVOKED = "@revoked"
+
+
+class Status(enum.Enum):
+    """What the files say about a host key."""
+
+    KNOWN = "known"
+    UNKNOWN = "unknown"
+    CHANGED = "changed"
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class _HashedName:
+    salt: bytes = field(repr=False)
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHostEntry:
+    """One line: its place, its marker, and the key that it records, of whatever type."""
+
+    file: str
+    line: int
+    marker: Marker
+    algorithm: str
+    blob: bytes = field(repr=False)
+    _names: tuple[str, ...] | _HashedName = field(repr=False)  # patterns in lower case
+
+    @property
+    def fingerprint(self) -> str:
+        """The recorded key's fingerprint."""
+        return fingerprint(self.blob)
+
+    def matches(self, name: str) -> bool:
+        """Say whether this line is about ``name``, which is in the form of `host_name`."""
+        if isinstance(self._names, _HashedName):
+            return _hash(name, self._names.salt) == self._names.digest
+        matched = False
+        for pattern in self._names:
+            if match_pattern(name, pattern.removeprefix("!")):
+                if pattern.startswith("!"):
+                    return False
+                matched = True
+        return matched
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the files say about one key of one host.
+
+    ``entry`` is the line that decided: the key itself (KNOWN), its revocation (REVOKED), the key
+    recorded instead (CHANGED, of the same type if there is one), or None (UNKNOWN). ``other_keys``
+    are the lines with other keys for this host; with UNKNOWN, for its name without the port.
+    """
+
+    status: Status
+    name: str
+    entry: KnownHostEntry | None = None
+    other_keys: tuple[KnownHostEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHosts:
+    """The lines of all known_hosts files, in order, and a sentence for each one not usable."""
+
+    entries: tuple[KnownHostEntry, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, files: Iterable[tuple[str, str | bytes]]) -> Self:
+        """Read files given as (name, text); only a file of absurd size raises `ConfigError`."""
+        entries = []
+        problems = []
+        for file, text in files:
+            for number, line in numbered_lines(text, file):
+                try:
+                    entry = _parse_line(file, number, line)
+                except (ValueError, RemoteProtocolError) as exc:
+                    problems.append(f"{printable(file)}:{number}: {exc}, line ignored")
+                else:
+                    if entry is not None:
+                        entries.append(entry)
+        return cls(tuple(entries), tuple(problems))
+
+    def lookup(self, host: str, port: int, key: PublicKey) -> Verdict:
+        """Judge the key that ``host`` showed; for a HostKeyAlias give that name and port 22."""
+        name = host_name(host, port)
+        here = tuple(self._matching(name))
+        bare = () if port == DEFAULT_PORT else tuple(self._matching(host_name(host, DEFAULT_PORT)))
+        for entry in (*here, *bare):
+            if entry.marker is Marker.REVOKED and entry.blob == key.blob:
+                return Verdict(Status.REVOKED, name, entry)
+        others = tuple(entry for entry in _plain(here) if entry.blob != key.blob)
+        bare_others = tuple(entry for entry in _plain(bare) if entry.blob != key.blob)
+        for entry in _plain(here):
+            if entry.blob == key.blob:
+                return Verdict(Status.KNOWN, name, entry, others)
+        if others:
+            same_type = (entry for entry in others if entry.algorithm == key.algorithm)
+            return Verdict(Status.CHANGED, name, next(same_type, others[0]), others)
+        for entry in _plain(bare):  # as ssh: "found matching key w/out port"
+            if entry.blob == key.blob:
+                return Verdict(Status.KNOWN, name, entry, bare_others)
+        return Verdict(Status.UNKNOWN, name, None, bare_others)
+
+    def host_key_algorithms_for(
+        self, host: str, port: int, preferred: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Order ``preferred`` so that a known key is asked for, as order_hostkeyalgs of ssh."""
+        known = {entry.algorithm for entry in _plain(self._matching(host_name(host, port)))}
+        if not preferred or key_type_of(preferred[0]) in known:
+            return preferred
+        return tuple(sorted(preferred, key=lambda algorithm: key_type_of(algorithm) not in known))
+
+    def _matching(self, name: str) -> Iterator[KnownHostEntry]:
+        return (entry for entry in self.entries if entry.matches(name))
+
+
+def host_name(host: str, port: int) -> str:
+    """Return the name that files use: lower case, and "[host]:port" unless the port is 22."""
+    host = _lower(host)
+    return host if port == DEFAULT_PORT else f"[{host}]:{port}"
+
+
+_UNWRITABLE: Final = re.compile(r"[^!-~]|[,*?!|#@]|^\[.*\]")
+
+
+def format_line(
+    host: str,
+    port: int,
+    key: PublicKey,
+    *,
+    hashed: bool = False,
+    randbytes: Callable[[int], bytes] = os.urandom,
+) -> str:
+    """Return the line, with its newline, that makes ``key`` known for the host.
+
+    A name that would mean something else in the file is a `ConfigError`.
+    """
+    name = host_name(host, port)
+    if not host or _UNWRITABLE.search(host):
+        raise ConfigError(f"the host name {printable(host)!r} cannot stand in known_hosts")
+    if hashed:
+        salt = randbytes(HASH_LENGTH)
+        name = f"{HASH_MAGIC}{_base64(salt)}|{_base64(_hash(name, salt))}"
+    return f"{name} {key.openssh_text()}\n"
+
+
+def match_pattern(text: str, pattern: str) -> bool:
+    """Match ``*`` and ``?`` as match.c does, but in time bounded by the product of the lengths."""
+    at = star = 0
+    after_star = -1  # where to go on in the pattern, and in the text from `star`
+    in_pattern = 0
+    while at < len(text):
+        if in_pattern < len(pattern) and pattern[in_pattern] == "*":
+            in_pattern += 1
+            after_star, star = in_pattern, at
+        elif in_pattern < len(pattern) and pattern[in_pattern] in ("?", text[at]):
+            in_pattern += 1
+            at += 1
+        elif after_star >= 0:
+            star += 1
+            in_pattern, at = after_star, star
+        else:
+            return False
+    return not pattern[in_pattern:].strip("*")
+
+
+def _plain(entries: Iterable[KnownHostEntry]) -> Iterator[KnownHostEntry]:
+    return (entry for entry in entries if entry.marker is Marker.NONE)
+
+
+def _parse_line(file: str, number: int, text: str) -> KnownHostEntry | None:
+    """Return the entry, or None for a blank line or a comment; ValueError says what is wrong."""
+    if len(text) > MAXIMUM_LINE_LENGTH:
+        raise ValueError(f"longer than {MAXIMUM_LINE_LENGTH} characters")
+    if "\0" in text:
+        raise ValueError("holds a NUL")
+    text = text.strip(" \t")
+    if not text or text.startswith("#"):
+        return None
+    marker = Marker.NONE
+    if text.startswith("@"):
+        word, *rest = split_words(text, 2)
+        try:
+            marker = Marker(word)
+        except ValueError:
+            raise ValueError(f"unknown marker {printable(word, 64)}") from None
+        text = "".join(rest)
+        if text.startswith("@"):
+            raise ValueError("more than one marker")
+    names, *rest = split_words(text, 2) or ("",)
+    algorithm, blob, _ = read_key_text("".join(rest))
+    if algorithm in KEY_TYPES:
+        parse_public_key_untrusted(blob)
+    return KnownHostEntry(file, number, marker, algorithm, blob, _parse_names(names))
+
+
+def _parse_names(names: str) -> tuple[str, ...] | _HashedName:
+    if names.startswith("|"):
+        return _parse_hashed_name(names)
+    patterns = tuple(_lower(names).split(","))
+    longest = max(len(pattern.removeprefix("!")) for pattern in patterns)
+    if longest > MAXIMUM_PATTERN_LENGTH:
+        raise ValueError(f"a host name of {longest} characters")
+    return patterns
+
+
+def _parse_hashed_name(name: str) -> _HashedName:
+    """Only the form that host_hash in hostfile.c writes itself; one name for each line."""
+    encoded = name.removeprefix(HASH_MAGIC).split("|")
+    if name.startswith(HASH_MAGIC) and len(encoded) == 2:
+        salt, digest = (base64.b64decode(part, validate=True) for part in encoded)
+        canonical = f"{HASH_MAGIC}{_base64(salt)}|{_base64(digest)}"
+        if name == canonical and len(salt) == len(digest) == HASH_LENGTH:
+            return _HashedName(salt, digest)
+    raise ValueError("a malformed hashed host name")
+
+
+def _hash(name: str, salt: bytes) -> bytes:
+    return hmac.digest(salt, name.encode("utf-8", "surrogatepass"), "sha1")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+_LOWER: Final = str.maketrans(characters.ascii_uppercase, characters.ascii_lowercase)
+
+
+def _lower(text: str) -> str:
+    """Only ASCII letters: ``str.lower`` would make a "k" of the Kelvin sign."""
+    return text.translate(_LOWER)

@@ -1,0 +1,179 @@
+"""Keys, key files, known_hosts, authorized_keys: any bytes in, one family of errors out."""
+
+import base64
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import ConfigError, RemoteProtocolError
+from gateway.ssh import keyfiles
+from gateway.ssh.authorized_keys import parse_authorized_keys
+from gateway.ssh.keyfiles import encode_private_key_file, parse_private_key_file_untrusted
+from gateway.ssh.keys import PrivateKey, parse_public_key_untrusted, read_key_text
+from gateway.ssh.known_hosts import KnownHosts, Status, match_pattern
+from gateway.ssh.wire import string, uint32
+
+KEY = PrivateKey.generate(lambda length: b"k" * length)
+OTHER = PrivateKey.generate(lambda length: b"o" * length)
+BLOB = KEY.public.blob
+SIGNATURE = KEY.sign(b"data", "ssh-ed25519")
+PLAIN = encode_private_key_file(KEY, "comment", randbytes=lambda length: b"r" * length)
+CONTENT = base64.b64decode(b"".join(PLAIN.splitlines()[1:-1]))
+LOCKED_CONTENT = (  # what it decrypts to is noise: a wrong passphrase at best
+    keyfiles.MAGIC
+    + string(b"aes256-ctr")
+    + string(b"bcrypt")
+    + string(string(b"s" * 16) + uint32(1))
+    + uint32(1)
+    + string(BLOB)
+    + string(bytes(160))
+)
+
+
+def mutations(good):
+    """Copies of ``good`` with some bytes changed, put in or taken out."""
+    edit = st.tuples(st.integers(0, len(good)), st.integers(0, 3), st.binary(max_size=5))
+
+    def apply(edits):
+        data = bytearray(good)
+        for at, removed, inserted in edits:
+            data[at : at + removed] = inserted
+        return bytes(data)
+
+    return st.lists(edit, max_size=4).map(apply)
+
+
+@given(st.binary(max_size=200) | mutations(BLOB))
+def test_public_keys(blob):
+    key, message = None, ""
+    try:
+        key = parse_public_key_untrusted(blob)
+    except RemoteProtocolError as exc:
+        message = str(exc)
+    assert message.isprintable()
+    if key is not None:
+        assert key.blob == blob
+        assert read_key_text(key.openssh_text()) == (key.algorithm, blob, "")
+        with pytest.raises(RemoteProtocolError):
+            key.verify(SIGNATURE, b"other data")
+
+
+@given(st.binary(max_size=200) | mutations(SIGNATURE), st.binary(max_size=10))
+def test_signatures(blob, data):
+    if blob == SIGNATURE:
+        KEY.public.verify(blob, b"data")
+        return
+    with pytest.raises(RemoteProtocolError) as caught:
+        KEY.public.verify(blob, b"data")
+    assert str(caught.value).isprintable()
+    with pytest.raises(RemoteProtocolError):
+        KEY.public.verify(SIGNATURE, b"data" + data + b"!")
+
+
+def wrapped(content):
+    return b"\n".join((keyfiles.BEGIN, base64.b64encode(content), keyfiles.END, b""))
+
+
+@given(
+    st.binary(max_size=200)
+    | mutations(PLAIN)
+    | st.binary(max_size=200).map(wrapped)
+    | st.binary(max_size=200).map(lambda content: wrapped(keyfiles.MAGIC + content))
+    | mutations(CONTENT).map(wrapped)
+    | mutations(LOCKED_CONTENT).map(wrapped),
+    st.none() | st.text(max_size=5) | st.binary(max_size=5),
+)
+def test_private_key_files(text, passphrase):
+    """The rounds are limited further, so that an example with 500 of them does not take 4 s."""
+    key, message = KEY, "name: "
+    with mock.patch.object(keyfiles, "MAXIMUM_ROUNDS", 1):
+        try:
+            key = parse_private_key_file_untrusted(text, "name").decrypt(passphrase)
+        except ConfigError as exc:
+            message = str(exc)
+    assert key == KEY  # whatever was changed, it is no other key
+    assert message.startswith("name: ")
+    assert message.isprintable()
+
+
+# Words that mean something to the parsers come up often enough to reach their corners.
+WORDS = st.sampled_from(
+    [
+        " ",
+        "\t",
+        "\n",
+        "\r\n",
+        ",",
+        "!",
+        "*",
+        "?",
+        "#",
+        '"',
+        "\\",
+        "=",
+        "|1|",
+        "host",
+        "[host]:2222",
+        "@revoked",
+        "@cert-authority",
+        "ssh-ed25519",
+        KEY.public.openssh_text(),
+        OTHER.public.openssh_text().split()[1],
+        "ssh-rsa",
+        "\u00a0",
+        "\0",
+        "\udcff",
+        "restrict",
+        "no-port-forwarding",
+        'permitopen="host:80"',
+        'command="x"',
+        "cert-authority",
+    ]
+)
+TEXTS = (
+    st.text(max_size=200)
+    | st.binary(max_size=200)
+    | st.lists(WORDS | st.text(max_size=3), max_size=30).map("".join)
+)
+
+
+@given(TEXTS, st.text(max_size=10) | st.just("host"), st.sampled_from([22, 2222]))
+def test_known_hosts(text, host, port):
+    hosts = KnownHosts.parse([("name", text)])
+    assert all(problem.isprintable() for problem in hosts.problems)
+    verdict = hosts.lookup(host, port, KEY.public)
+    assert (verdict.entry is None) == (verdict.status is Status.UNKNOWN)
+    if verdict.status in (Status.KNOWN, Status.REVOKED):
+        assert verdict.entry.blob == BLOB
+    algorithms = hosts.host_key_algorithms_for(host, port, ("a", "ssh-ed25519", "ssh-rsa"))
+    assert sorted(algorithms) == ["a", "ssh-ed25519", "ssh-rsa"]
+    assert hosts.lookup(host, port, KEY.public) == verdict
+    revoked = [("name", text), ("last", f"\n@revoked * {KEY.public.openssh_text()}")]
+    assert KnownHosts.parse(revoked).lookup(host, port, KEY.public).status is Status.REVOKED
+
+
+@given(TEXTS)
+def test_authorized_keys(text):
+    keys = parse_authorized_keys(text, "name")
+    assert all(problem.isprintable() for problem in keys.problems)
+    found = keys.find(KEY.public)
+    assert found == next((entry for entry in keys.entries if entry.key == KEY.public), None)
+    lines = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+    for entry in keys.entries:
+        line = lines.split("\n")[entry.line - 1].strip(" \t\r")
+        assert entry.options or line.startswith(entry.key.algorithm)
+        assert not {"command", "cert-authority"} & {name for name, _ in entry.options}
+
+
+@given(st.text("ab?*", max_size=12), st.text("ab", max_size=12))
+def test_patterns_match_as_the_definition_says(pattern, text):
+    def slow(text, pattern):
+        if not pattern:
+            return not text
+        if pattern[0] == "*":
+            return slow(text, pattern[1:]) or (text != "" and slow(text[1:], pattern))
+        return text != "" and pattern[0] in ("?", text[0]) and slow(text[1:], pattern[1:])
+
+    assert match_pattern(text, pattern) is slow(text, pattern)

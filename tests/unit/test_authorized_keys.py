@@ -1,0 +1,294 @@
+"""authorized_keys: options, every bad line, and never a key without its restriction."""
+
+import base64
+import shutil
+import subprocess
+
+import pytest
+
+from gateway.errors import ConfigError
+from gateway.ssh.authorized_keys import parse_authorized_keys
+from gateway.ssh.keys import PrivateKey
+from gateway.ssh.wire import mpint, string
+
+
+def public_key(letter):
+    return PrivateKey.generate(lambda length: letter.encode() * length).public
+
+
+KEY = public_key("k")
+OTHER = public_key("o")
+K, O = KEY.openssh_text(), OTHER.openssh_text()  # noqa: E741 - short lines
+RSA_BLOB = string(b"ssh-rsa") + mpint(65537) + mpint(2**2047 + 12345)
+RSA = f"ssh-rsa {base64.b64encode(RSA_BLOB).decode()}"
+
+
+def parse(*lines):
+    return parse_authorized_keys("\n".join(lines) + "\n", "ak")
+
+
+def the_key(line):
+    keys = parse(line)
+    assert keys.problems == ()
+    assert len(keys.entries) == 1
+    assert keys.find(KEY) is keys.entries[0]
+    return keys.entries[0]
+
+
+def the_problem(line, key=KEY):
+    """The one problem of a line, which must not let anybody in."""
+    keys = parse(f"# before\n{line}", O)
+    assert keys.find(key) is None
+    assert [entry.key for entry in keys.entries] == [OTHER]
+    assert len(keys.problems) == 1
+    problem = keys.problems[0]
+    assert problem.startswith("ak, line 2: ")
+    assert problem.endswith(", key ignored")
+    assert problem.isprintable()
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("line", "comment"),
+    [
+        (K, ""),
+        (f"{K} me@here", "me@here"),
+        (f"{K}\tme  and my key \t", "me  and my key"),
+        (f" \t{K.replace(' ', '  ')}", ""),
+        (f"{K}\r", ""),
+        (f"{K} me\r", "me"),
+        (f"{K} # no comment", "# no comment"),
+        (f'{K} command="x"', 'command="x"'),
+        (f"{K} \u00a0", "\u00a0"),
+    ],
+)
+def test_a_key_without_options(line, comment):
+    entry = the_key(line)
+    assert entry.key == KEY
+    assert entry.comment == comment
+    assert (entry.permit_open, entry.port_forwarding, entry.options) == (None, True, ())
+    assert entry.tunnel_forwarding
+    assert entry.line == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "port_forwarding", "permit_open"),
+    [
+        ("restrict", False, None),
+        ("RESTRICT", False, None),
+        ("no-port-forwarding", False, None),
+        ("No-Port-Forwarding", False, None),
+        ("restrict,port-forwarding", True, None),
+        ("port-forwarding,restrict", False, None),
+        ("no-port-forwarding,port-forwarding", True, None),
+        ("no-pty", True, None),
+        ("no-pty,no-X11-forwarding,no-agent-forwarding,no-user-rc", True, None),
+        ("restrict,pty,X11-forwarding,agent-forwarding,user-rc", False, None),
+        ('permitopen="localhost:80"', True, (("localhost", "80"),)),
+        ('PermitOpen="localhost:80"', True, (("localhost", "80"),)),
+        ('permitopen="a:1",permitopen="b:65535"', True, (("a", "1"), ("b", "65535"))),
+        ('permitopen="*:*"', True, (("*", "*"),)),
+        ('permitopen="*:443"', True, (("*", "443"),)),
+        ('permitopen="192.0.2.1:*"', True, (("192.0.2.1", "*"),)),
+        ('permitopen="[2001:db8::1]:22"', True, (("2001:db8::1", "22"),)),
+        ('permitopen="a:0080"', True, (("a", "80"),)),
+        ('restrict,port-forwarding,permitopen="a:1"', True, (("a", "1"),)),
+        ('permitopen="a:1",restrict', False, (("a", "1"),)),
+    ],
+)
+def test_options(options, port_forwarding, permit_open):
+    entry = the_key(f"{options} {K} me")
+    assert entry.port_forwarding is port_forwarding
+    assert entry.permit_open == permit_open
+    assert entry.tunnel_forwarding is (port_forwarding and permit_open is None)
+    assert entry.comment == "me"
+    assert the_key(f"{options} \t {K}\r").options == entry.options
+
+
+def test_raw_options_are_kept():
+    entry = the_key(f'restrict,permitopen="a:1",No-PTY {K}')
+    assert entry.options == (("restrict", None), ("permitopen", "a:1"), ("no-pty", None))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ('command="/bin/true"', "command"),
+        ('Command="/bin/true"', "command"),
+        ('command="echo \\"a b\\", c"', "command"),
+        ('command=""', "command"),
+        ('from="192.0.2.0/24"', "from"),
+        ('from=""', "from"),
+        ('expiry-time="20300101"', "expiry-time"),
+        ('environment="A=b"', "environment"),
+        ('permitlisten="8080"', "permitlisten"),
+        ('tunnel="0"', "tunnel"),
+        ("cert-authority", "cert-authority"),
+        ('cert-authority,principals="a,b"', "cert-authority"),
+        ('principals="a"', "principals"),
+        ("no-touch-required", "no-touch-required"),
+        ("verify-required", "verify-required"),
+        ('restrict,command="x"', "command"),
+        ('permitopen="a:1",from="*"', "from"),
+    ],
+)
+def test_an_option_that_cannot_be_honoured_makes_the_key_useless(options, name):
+    problem = the_problem(f"{options} {K}")
+    assert problem == f"ak, line 2: option {name} is not supported yet, key ignored"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"unheard-of {K}", "option unheard-of is unknown"),
+        (f'unheard-of="x" {K}', "option unheard-of is unknown"),
+        (f"no-restrict {K}", "option no-restrict is unknown"),
+        (f"no-command {K}", "option no-command is unknown"),
+        (f'restrict="yes" {K}', "option restrict is unknown or misused"),
+        (f'no-pty="x" {K}', "option no-pty is unknown or misused"),
+        (f"permitopen {K}", "option permitopen is unknown or misused"),
+        (f"permitopen=a:1 {K}", "malformed option permitopen"),
+        (f"command=x {K}", "malformed option command"),
+        (f"restrict, {K}", "malformed options restrict,"),
+        (f",restrict {K}", "malformed options ,restrict"),
+        (f"restrict,,no-pty {K}", "malformed options"),
+        (f"restrict , no-pty {K}", "base64"),
+        (f'permitopen="a:1"x {K}', "malformed option permitopen"),
+        (f'permitopen="a:1""b:1" {K}', "malformed option permitopen"),
+        (f'"restrict" {K}', "malformed options"),
+        (f'command="x {K}', "a quote is not closed"),
+        (f'command="x\\" {K}', "a quote is not closed"),
+        (f'x" {K}', "a quote is not closed"),
+        (f'restrict\\" {K}', "malformed option restrict"),
+        (f"restrict\u00a0{K}", "ends before the key"),
+        (f"restrict\u2003{K}", "ends before the key"),
+        (f"restrict\x0b{K}", "ends before the key"),
+        (f"restrict\r{K}", "ends before the key"),
+        (f"restrict\0{K}", "holds a NUL"),
+        (f"{K} comment\0", "holds a NUL"),
+        ("restrict", "ends before the key"),
+        ("restrict ssh-ed25519", "ends before the key"),
+        ("ssh-ed25519", "ends before the key"),
+        ("ssh-ed25519 ", "ends before the key"),
+        (f"ssh-ed25519 {K}", "base64"),
+        (f"ssh-ed25519,restrict {K}", "the key is of type|base64"),
+        (f"ssh-rsa {K.split()[1]}", "says ssh-rsa, but the key is of type ssh-ed25519"),
+        (f"restrict ssh-rsa {K.split()[1]}", "says ssh-rsa, but the key is of type ssh-ed25519"),
+        (f"ssh-ed25519 {RSA.split()[1]}", "but the key is of type ssh-rsa"),
+        (f"{K.split()[1]}", "ends before the key"),
+        (f"1024 35 1234567 {K}", "but the key is of type|base64"),
+        (RSA, "keys of type ssh-rsa are not supported yet"),
+        (f"restrict {RSA}", "keys of type ssh-rsa are not supported yet"),
+        (f"\ufeff{K}", "ends before the key"),
+        ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAAA==", "0 bytes instead of 32"),
+        (f'permitopen="a:80,b:80" {K}', "is not host:port"),
+        (f'permitopen="" {K}', "is not host:port"),
+        (f'permitopen="a" {K}', "is not host:port"),
+        (f'permitopen="a:" {K}', "is not host:port"),
+        (f'permitopen=":80" {K}', "is not host:port"),
+        (f'permitopen="a:0" {K}', "is not host:port"),
+        (f'permitopen="a:65536" {K}', "is not host:port"),
+        (f'permitopen="a:-1" {K}', "is not host:port"),
+        (f'permitopen="a:+1" {K}', "is not host:port"),
+        (f'permitopen="a:1 " {K}', "is not host:port"),
+        (f'permitopen="a b:1" {K}', "is not host:port"),
+        (f'permitopen="a:http" {K}', "is not host:port"),
+        (f'permitopen="a:\u0661" {K}', "is not host:port"),
+        (f'permitopen="a:100000" {K}', "is not host:port"),
+        (f'permitopen="2001:db8::1:80" {K}', "is not host:port"),
+        (f'permitopen="[a:80" {K}', "is not host:port"),
+        (f'permitopen="[]:80" {K}', "is not host:port"),
+        (f'permitopen="a:80\\"" {K}', "is not host:port"),
+        (f'permitopen="{"a" * 1025}:80" {K}', "is not host:port"),
+    ],
+)
+def test_a_bad_line_lets_nobody_in(line, message):
+    problem = the_problem(line)
+    assert any(part in problem for part in message.split("|"))
+
+
+def test_a_long_line_is_refused_whole():
+    """Dropbear 2026.92 took the tail of a long line for a line of its own, without options."""
+    for length in (8192 - len(K) - 1, 8192, 16384):
+        padding = "x" * length
+        assert "longer than 8192" in the_problem(f'command="{padding}" {K}')
+    exactly = f"{K} ".ljust(8191, "c") + "c"
+    assert len(exactly) == 8192
+    assert the_key(exactly)
+    assert "longer than 8192" in the_problem(exactly + "c")
+
+
+def test_the_first_line_of_a_key_decides():
+    keys = parse(f'permitopen="a:1" {K} first', f"{K} second")
+    assert keys.find(KEY).comment == "first"
+    assert len(keys.entries) == 2
+
+
+@pytest.mark.parametrize("options", ['command="x"', 'from="10.0.0.1"', "unheard-of", "restrict,"])
+def test_a_key_whose_first_line_cannot_be_honoured_stays_useless(options):
+    """sshd would have used the first line; the second would free the key from its restriction."""
+    keys = parse(f"{options} {K}", f"{K} again", f"no-pty {K}", O)
+    assert keys.find(KEY) is None
+    assert keys.find(OTHER) is not None
+    assert len(keys.problems) == 3
+    assert "line 1 has the same key with other options" in keys.problems[1]
+
+
+def test_blank_lines_and_comments():
+    keys = parse("", " \t", "# comment", f"#{K}", f" # {K}", "\r", K)
+    assert keys.problems == ()
+    assert [entry.line for entry in keys.entries] == [7]
+
+
+def test_only_line_feeds_separate_lines():
+    for separator in ("\u2028", "\x85", "\r", "\x0b", "\x0c", "\x1e"):
+        keys = parse(f"# comment{separator}{K}", f"{O} comment{separator}{K}")
+        assert keys.problems == ()
+        assert keys.find(KEY) is None
+
+
+def test_bytes_that_are_no_text():
+    keys = parse_authorized_keys(K.encode() + b" m\xff\nr\xffstrict " + O.encode(), "ak")
+    assert keys.find(KEY).comment == "m\udcff"
+    assert keys.find(OTHER) is None
+    assert keys.problems[0].isprintable()
+
+
+def test_thousands_of_keys_and_not_more():
+    lines = [public_key("k").openssh_text()] * 9_999 + [O, RSA, f"{O} one too many"]
+    keys = parse(*lines)
+    assert len(keys.entries) == 10_000
+    assert keys.find(OTHER).line == 10_000
+    assert [problem.split(": ")[1] for problem in keys.problems] == [
+        "keys of type ssh-rsa are not supported yet, key ignored",
+        "more than 10000 keys, key ignored",
+    ]
+
+
+def test_absurd_size_is_refused_as_a_whole():
+    with pytest.raises(ConfigError, match="ak: the file has more than"):
+        parse(*["#"] * 100_001)
+
+
+def test_an_empty_file():
+    keys = parse_authorized_keys("", "ak")
+    assert (keys.entries, keys.problems, keys.find(KEY)) == ((), (), None)
+
+
+@pytest.mark.interop
+def test_ssh_keygen_sees_the_same_keys(tmp_path):
+    """ssh-keygen -l lists an authorized_keys file, whatever the options are."""
+    program = shutil.which("ssh-keygen")
+    assert program, "ssh-keygen is needed"
+    lines = [
+        f"{K} plain",
+        f"restrict,no-pty {O} restricted",
+        f'permitopen="a:1",permitopen="[::1]:*" {public_key("p").openssh_text()} two words',
+        f"\t{public_key('t').openssh_text()}\r",
+    ]
+    path = tmp_path / "ak"
+    path.write_text("\n".join(lines) + "\n", newline="")
+    listed = subprocess.run([program, "-l", "-f", path], capture_output=True, check=True)
+    theirs = [line.split()[1].decode() for line in listed.stdout.splitlines()]
+    keys = parse_authorized_keys(path.read_bytes(), "ak")
+    assert [entry.key.fingerprint for entry in keys.entries] == theirs

@@ -1,0 +1,429 @@
+"""Key files: made by ssh-keygen, made here and read by ssh-keygen, damaged at every byte."""
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from gateway.errors import ConfigError
+from gateway.ssh import keyfiles
+from gateway.ssh.keyfiles import (
+    WrongPassphrase,
+    encode_private_key_file,
+    parse_private_key_file_untrusted,
+)
+from gateway.ssh.keys import PrivateKey
+from gateway.ssh.wire import string, uint32
+
+# Made by ssh-keygen 9.2 for this test; the passphrase is PASSPHRASE, with one round of bcrypt.
+PASSPHRASE = "correct horse"
+PLAIN = b"""\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtzc2gtZW
+QyNTUxOQAAACAI9PqIQhd9KGgVpRRY8jP7gQyMkkYMzyUp1W2up6iQ1gAAAJD568Q/+evE
+PwAAAAtzc2gtZWQyNTUxOQAAACAI9PqIQhd9KGgVpRRY8jP7gQyMkkYMzyUp1W2up6iQ1g
+AAAEAw9BVTN3nTVk6/qLpuE9ZZacEXGEnzmoSpymgTBPmTWQj0+ohCF30oaBWlFFjyM/uB
+DIySRgzPJSnVba6nqJDWAAAADXBsYWluQGV4YW1wbGU=
+-----END OPENSSH PRIVATE KEY-----
+"""
+CTR = b"""\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABCJMv0UQ9
+So2HWIWbL68AsHAAAAAQAAAAEAAAAzAAAAC3NzaC1lZDI1NTE5AAAAIG+helS9E1LUfuPJ
+st3pX2bx2T0nYK8tCE5x57ASAqCZAAAAoIb/7YvLzAx6b4lC0c5wfAzTmddfJdbdZCZ7Kv
+20AV+HvYUgidLAlRuLH2Dgk27FwXbMe9gkD56KicYuQOGCenofXpHYWEimlr3/IuSvDBah
+9SwCgy34ULuRIkdifsxcnAK2JNQxxdO5wubT9wnyj8qvjwxM2Vyb1PATwbUiFV2VoIbBHB
+VErMcLjWubUVL66O739sSL40GxLnpK/m2H6i4=
+-----END OPENSSH PRIVATE KEY-----
+"""
+GCM = b"""\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAAFmFlczI1Ni1nY21Ab3BlbnNzaC5jb20AAAAGYmNyeXB0AA
+AAGAAAABCDdM8veQ2WwA2HsBU6oJUfAAAAAQAAAAEAAAAzAAAAC3NzaC1lZDI1NTE5AAAA
+ICzH5dyY9Gw1sOcRpbebIIA2Ke0nvZ6o/UwayVfxAoK3AAAAoKeMbnGoBprzuB3dGOEsTS
+L5Tb7M0H53jxbiIiMxUjISRiVRLDZSrwjyqGD3cFGryuUDyGR8UwIoZcMNytu1NPwAjf61
+Sq14gVv4/jQN2AA0SjWCUNQZa/d/xvvWsjScn5Tp8wP2rDe0G8HPn6k1ThiDfCjPH43yCi
++6k99MrY1COf63tcymrkOC73l6Mc3P1m/AoaOOQPLjBfC+WaXvRVnJQjhj+7m8NCQEKhr/
+/U5Y
+-----END OPENSSH PRIVATE KEY-----
+"""
+PLAIN_FINGERPRINT = "SHA256:ECSL7hvRSvJujWiMNozpreUBaWMtOvHNhSqoH0UsYxE"
+LOCKED_PUBLIC = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG+helS9E1LUfuPJst3pX2bx2T0nYK8tCE5x57ASAqCZ"
+
+
+def content_of(text):
+    return base64.b64decode(b"".join(text.splitlines()[1:-1]))
+
+
+def wrapped(content):
+    return b"\n".join((keyfiles.BEGIN, base64.b64encode(content), keyfiles.END, b""))
+
+
+def a_key(seed=b"k"):
+    return PrivateKey.generate(lambda length: (seed * length)[:length])
+
+
+def a_file(
+    *,
+    cipher=b"none",
+    kdf=b"none",
+    options=b"",
+    count=1,
+    public=None,
+    section=None,
+    key=None,
+    comment=b"c",
+    checks=(7, 7),
+    padding=None,
+    after=b"",
+):
+    """A key file with any field replaced."""
+    key = key or a_key()
+    if section is None:
+        section = uint32(checks[0]) + uint32(checks[1]) + key.private_section() + string(comment)
+        section += bytes(range(1, 1 + -len(section) % 8)) if padding is None else padding
+    public = key.public.blob if public is None else public
+    fields = string(cipher) + string(kdf) + string(options) + uint32(count)
+    return wrapped(keyfiles.MAGIC + fields + string(public) + string(section) + after)
+
+
+def refusal(text, passphrase=None, where=""):
+    """The message with which a file is refused, while reading or while decrypting."""
+    with pytest.raises(ConfigError) as caught:
+        parse_private_key_file_untrusted(text, where).decrypt(passphrase)
+    return str(caught.value)
+
+
+def test_a_plain_file():
+    file = parse_private_key_file_untrusted(PLAIN, "id")
+    assert not file.is_encrypted
+    assert file.public_key.fingerprint == PLAIN_FINGERPRINT
+    key = file.decrypt()
+    assert key.public == file.public_key
+    assert key.comment == "plain@example"
+    assert file.decrypt("needless") == key
+    key.public.verify(key.sign(b"data", "ssh-ed25519"), b"data")
+
+
+def test_an_encrypted_file_shows_its_public_key_before_the_passphrase_is_known():
+    file = parse_private_key_file_untrusted(CTR)
+    assert file.is_encrypted
+    assert file.public_key.openssh_text() == LOCKED_PUBLIC
+
+
+@pytest.mark.parametrize("text", [CTR, GCM])
+def test_an_encrypted_file(text):
+    file = parse_private_key_file_untrusted(text, "id")
+    for passphrase in (PASSPHRASE, PASSPHRASE.encode()):
+        key = file.decrypt(passphrase)
+        assert key.comment == "locked@example"
+        assert key.public == file.public_key
+    for wrong in ("Correct horse", "correct horse ", "\0", b"\xff", "\udc80\ud800"):
+        with pytest.raises(WrongPassphrase, match="id: the passphrase is wrong"):
+            file.decrypt(wrong)
+    for missing in (None, "", b""):
+        with pytest.raises(WrongPassphrase, match="id: the key needs its passphrase"):
+            file.decrypt(missing)
+
+
+def test_repr_shows_no_secret():
+    file = parse_private_key_file_untrusted(PLAIN)
+    assert "_sealed" not in repr(file)
+    assert repr(content_of(PLAIN)[-60:-20]) not in repr(file)
+    assert "_protection" not in repr(parse_private_key_file_untrusted(CTR))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN.replace(b"\n", b"\r\n"),
+        PLAIN.rstrip(b"\n"),
+        b"\xef\xbb\xbf" + PLAIN,
+        b"\n \t\n" + PLAIN,
+        PLAIN + b"\nanything after it\n",
+        keyfiles.BEGIN + b"".join(PLAIN.splitlines()[1:-1]) + keyfiles.END,
+    ],
+)
+def test_what_editors_and_pipelines_do_to_a_file_is_forgiven(text):
+    assert parse_private_key_file_untrusted(text).decrypt().comment == "plain@example"
+
+
+@pytest.mark.parametrize("length", range(0, len(PLAIN) - 1, 7))
+def test_every_truncated_file_is_refused(length):
+    text = PLAIN[:length]
+    if not PLAIN[length:].strip(b"\n"):
+        return
+    assert refusal(text)
+
+
+@pytest.mark.parametrize("length", range(len(content_of(PLAIN))))
+def test_every_truncated_content_is_refused(length):
+    assert refusal(wrapped(content_of(PLAIN)[:length]))
+
+
+def test_a_flipped_byte_is_refused_or_changes_nothing_but_the_comment():
+    whole = content_of(PLAIN)
+    good = parse_private_key_file_untrusted(PLAIN).decrypt()
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 0x01
+        try:
+            key = parse_private_key_file_untrusted(wrapped(bytes(changed))).decrypt()
+        except ConfigError:
+            continue
+        assert key == good
+        assert key.comment != "plain@example"
+
+
+def test_a_file_made_here_field_by_field_is_read():
+    assert parse_private_key_file_untrusted(a_file()).decrypt() == a_key()
+    longer = a_file(padding=bytes(range(1, 85)))  # as OpenSSH, which writes less than a block
+    assert parse_private_key_file_untrusted(longer).decrypt() == a_key()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (a_file(count=0), "holds 0 keys instead of one"),
+        (a_file(count=2), "holds 2 keys instead of one"),
+        (a_file(count=0xFFFFFFFF), "holds 4294967295 keys"),
+        (a_file(public=a_key(b"o").public.blob), "are not a pair"),
+        (a_file(public=b""), "damaged"),
+        (a_file(public=a_key().public.blob + b"\0"), "1 bytes after the last field"),
+        (a_file(checks=(1, 2)), "check numbers differ"),
+        (a_file(padding=b"\1\2\3\5"), "padding is not 1, 2, 3"),
+        (a_file(comment=b"12345", padding=b"\0" * 8), "padding is not 1, 2, 3"),
+        (a_file(padding=b"\1"), "private section of"),
+        (a_file(section=b""), "private section of 0 bytes"),
+        (a_file(section=bytes(8)), "the key is damaged"),
+        (a_file(section=bytes(16)), "the key is damaged"),
+        (a_file(after=b"x"), "1 bytes after the last field"),
+        (a_file(options=b"x"), "1 bytes after the last field"),
+        (a_file(cipher=b"none", kdf=b"bcrypt"), "encrypted with none"),
+        (a_file(cipher=b"aes256-ctr"), "derived with none"),
+        (a_file(cipher=b"rot13\x1b"), r"encrypted with rot13\x1b, which is not supported"),
+        (a_file(cipher=b"\xff"), "which is not supported"),
+        (wrapped(b""), "does not hold openssh-key-v1"),
+        (wrapped(b"openssh-key-v2\0"), "does not hold openssh-key-v1"),
+        (wrapped(keyfiles.MAGIC), "cut off"),
+        (keyfiles.BEGIN + b"\n!!!\n" + keyfiles.END, "not base64"),
+        (keyfiles.BEGIN + b"\nAAAA\n", "END line is missing"),
+        (b"\n" * (keyfiles.MAXIMUM_FILE_BYTES + 1), "too large"),
+    ],
+)
+def test_damaged_files(text, message):
+    assert message in refusal(text)
+
+
+def ed25519_section(public, secret):
+    body = uint32(1) * 2 + string(b"ssh-ed25519") + string(public) + string(secret) + string(b"")
+    return body + bytes(range(1, 1 + -len(body) % 8))
+
+
+SEED = (b"k" * 32)[:32]
+PUBLIC = a_key().public.blob[-32:]
+
+
+@pytest.mark.parametrize(
+    ("public", "secret", "message"),
+    [
+        (PUBLIC, SEED, "a secret of 32 bytes instead of 64"),
+        (PUBLIC, SEED + PUBLIC + b"\0", "a secret of 65 bytes"),
+        (PUBLIC, b"", "a secret of 0 bytes"),
+        (PUBLIC[:-1], SEED + PUBLIC, "does not belong"),
+        (bytes(32), SEED + PUBLIC, "does not belong"),
+        (PUBLIC, SEED + bytes(32), "does not belong"),
+        (PUBLIC, bytes(32) + PUBLIC, "does not belong"),
+    ],
+)
+def test_ed25519_fields_that_do_not_fit(public, secret, message):
+    assert message in refusal(a_file(section=ed25519_section(public, secret)))
+
+
+def locked(salt=b"s" * 16, rounds=1, extra=b"", **fields):
+    options = string(salt) + uint32(rounds) + extra
+    return a_file(
+        cipher=b"aes256-ctr", kdf=b"bcrypt", options=options, section=bytes(160), **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (locked(rounds=0), "takes 0 rounds"),
+        (locked(rounds=501), "takes 501 rounds of bcrypt; 1 to 500 are accepted"),
+        (locked(rounds=2**31), "takes 2147483648 rounds"),
+        (locked(rounds=2**32 - 1), "takes 4294967295 rounds"),
+        (locked(salt=b""), "a salt of 0 bytes"),
+        (locked(salt=b"s" * 7), "a salt of 7 bytes"),
+        (locked(salt=b"s" * 65), "a salt of 65 bytes"),
+        (locked(extra=b"x"), "1 bytes after the last field"),
+        (a_file(cipher=b"aes256-ctr", kdf=b"bcrypt", section=bytes(160)), "cut off"),
+        (a_file(cipher=b"aes256-ctr", kdf=b"scrypt", section=bytes(160)), "derived with scrypt"),
+    ],
+)
+def test_bad_protection_is_refused_before_any_computation(text, message, monkeypatch):
+    monkeypatch.setattr(keyfiles.bcrypt, "kdf", lambda *args, **kwargs: pytest.fail("computed"))
+    assert message in refusal(text, "passphrase")
+
+
+def test_a_section_that_is_no_multiple_of_the_block_is_refused():
+    options = string(b"s" * 16) + uint32(1)
+    for length in (8, 152, 159, 161):
+        text = a_file(cipher=b"aes256-ctr", kdf=b"bcrypt", options=options, section=bytes(length))
+        assert f"private section of {length} bytes" in refusal(text, "x")
+
+
+def test_gcm_needs_its_tag():
+    whole = content_of(GCM)
+    assert "cut off" in refusal(wrapped(whole[:-1]), PASSPHRASE)
+    assert "after the last field" in refusal(wrapped(whole + b"\0"), PASSPHRASE)
+    changed = whole[:-1] + bytes([whole[-1] ^ 1])
+    with pytest.raises(WrongPassphrase):
+        parse_private_key_file_untrusted(wrapped(changed)).decrypt(PASSPHRASE)
+
+
+@pytest.mark.parametrize(
+    ("start", "names", "remedy"),
+    [
+        (b"-----BEGIN RSA PRIVATE KEY-----", "an RSA key in old PEM", "ssh-keygen -p -f 'my id'"),
+        (b"-----BEGIN DSA PRIVATE KEY-----", "a DSA key in old PEM", "ssh-keygen -t ed25519"),
+        (b"-----BEGIN EC PRIVATE KEY-----", "an ECDSA key in old PEM", "ssh-keygen -t ed25519"),
+        (b"-----BEGIN PRIVATE KEY-----", "PKCS#8", "ssh-keygen -p -f 'my id'"),
+        (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "an encrypted key in PKCS#8", "ssh-keygen -p"),
+        (b"PuTTY-User-Key-File-3: ssh-ed25519\r\n", "PuTTY", "puttygen 'my id'"),
+        (b"PuTTY-User-Key-File-2: ssh-rsa\n", "PuTTY", "puttygen 'my id'"),
+        (b"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----", "SSH.COM", "ssh-keygen -i -f 'my id'"),
+        (b"---- BEGIN SSH2 PUBLIC KEY ----", "a public key in RFC 4716", "name the private key"),
+        (b"ssh-ed25519 AAAA me@here", "a public key", "without .pub"),
+        (b"ssh-rsa AAAA me@here", "a public key", "without .pub"),
+        (b"ecdsa-sha2-nistp256 AAAA me@here", "a public key", "without .pub"),
+        (b"sk-ssh-ed25519@openssh.com AAAA", "a public key", "without .pub"),
+        (b"-----BEGIN PUBLIC KEY-----", "a public key in PEM", "name the private key"),
+        (b"-----BEGIN CERTIFICATE-----", "an X.509 certificate", "name the private key"),
+        (b"SSH PRIVATE KEY FILE FORMAT 1.1\n", "SSH version 1", "ssh-keygen -t ed25519"),
+        (b"\xff\xfe-\0-\0", "UTF-16", "plain text"),
+        (b"0\x82\x01\x02", "binary DER", "openssl"),
+        (b"", "is empty", ""),
+        (b"hello", "not a private key", "ssh-keygen -t ed25519"),
+    ],
+)
+def test_other_formats_are_named_with_their_remedy(start, names, remedy):
+    message = refusal(start, where="my id")
+    assert message.startswith("my id: ")
+    assert names in message
+    assert remedy in message
+
+
+def test_an_encoded_key_is_deterministic_and_read_again():
+    def randbytes(length):
+        return b"r" * length
+
+    for comment in ("", "a", "ab", "abc", "abcd", "abcde", "abcdef", "abcdefg", "müller@host"):
+        text = encode_private_key_file(a_key(), comment, randbytes=randbytes)
+        assert text == encode_private_key_file(a_key(), comment, randbytes=randbytes)
+        key = parse_private_key_file_untrusted(text).decrypt()
+        assert key == a_key()
+        assert key.comment == comment
+    assert max(map(len, text.splitlines())) == 70
+    assert text.endswith(b"-----END OPENSSH PRIVATE KEY-----\n")
+
+
+# ---- against the real ssh-keygen ---------------------------------------------
+
+
+def keygen(*arguments, check=True):
+    program = shutil.which("ssh-keygen")
+    assert program, "ssh-keygen is needed"
+    done = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+@pytest.mark.interop
+def test_ssh_keygen_reads_what_we_write(tmp_path):
+    for length in range(9):
+        key = PrivateKey.generate(os.urandom)
+        path = tmp_path / f"host_key_{length}"
+        path.write_bytes(encode_private_key_file(key, "c" * length))
+        path.chmod(0o600)
+        assert keygen("-y", "-f", path).split()[:2] == key.public.openssh_text().split()
+        assert keygen("-l", "-f", path).split()[1] == key.public.fingerprint
+        changed = keygen("-p", "-f", path, "-N", "new phrase", "-a", "1")
+        assert "saved" in changed
+        assert parse_private_key_file_untrusted(path.read_bytes()).decrypt("new phrase") == key
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("cipher", [*keyfiles.FILE_CIPHERS, None])
+def test_we_read_what_ssh_keygen_writes(tmp_path, cipher):
+    path = tmp_path / "id"
+    options = ["-Z", cipher, "-a", "2"] if cipher else []  # without: its default cipher and rounds
+    keygen("-q", "-t", "ed25519", "-N", "pass phrase", "-C", "me@here", "-f", path, *options)
+    file = parse_private_key_file_untrusted(path.read_bytes(), str(path))
+    assert file.is_encrypted
+    public_text = path.with_suffix(".pub").read_text()
+    assert file.public_key.openssh_text() == public_text.rsplit(maxsplit=1)[0]
+    assert file.public_key.fingerprint == keygen("-l", "-f", path).split()[1]
+    assert file.decrypt("pass phrase").comment == "me@here"
+    with pytest.raises(WrongPassphrase):
+        file.decrypt("pass phrase ")
+
+
+@pytest.mark.interop
+def test_we_read_an_unencrypted_file_of_ssh_keygen(tmp_path):
+    path = tmp_path / "id"
+    keygen("-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path)
+    key = parse_private_key_file_untrusted(path.read_bytes()).decrypt()
+    assert key.public.openssh_text() == path.with_suffix(".pub").read_text().strip()
+    assert key.comment == ""
+    refused = refusal(path.with_suffix(".pub").read_bytes())
+    assert "this is a public key: name the private key" in refused
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-t", "ecdsa"], "keys of type ecdsa-sha2-nistp256 are not supported yet"),
+        (["-t", "rsa", "-b", "2048"], "keys of type ssh-rsa are not supported yet"),
+        (["-t", "rsa", "-b", "2048", "-m", "PEM"], "this is an RSA key in old PEM format"),
+        (["-t", "rsa", "-b", "2048", "-m", "PKCS8"], "this is a key in PKCS#8 format"),
+        (["-t", "ecdsa", "-m", "PEM"], "this is an ECDSA key in old PEM format"),
+    ],
+)
+def test_other_keys_of_ssh_keygen_are_refused_clearly(tmp_path, options, message):
+    path = tmp_path / "id"
+    keygen("-q", "-N", "", "-f", path, *options)
+    refused = refusal(path.read_bytes(), where=str(path))
+    assert message in refused
+    assert "ssh-keygen" in refused
+
+
+@pytest.mark.interop
+def test_ssh_keygen_checks_our_signature(tmp_path):
+    """The sshsig format wraps an ordinary signature blob (PROTOCOL.sshsig)."""
+    key = PrivateKey.generate(os.urandom)
+    digest = hashlib.sha512(b"message").digest()
+    preamble = b"SSHSIG" + string(b"file") + string(b"") + string(b"sha512")
+    signature = key.sign(preamble + string(digest), "ssh-ed25519")
+    blob = b"SSHSIG" + uint32(1) + string(key.public.blob) + string(b"file") + string(b"")
+    blob += string(b"sha512") + string(signature)
+    text = b"-----BEGIN SSH SIGNATURE-----\n" + base64.encodebytes(blob)
+    (tmp_path / "sig").write_bytes(text + b"-----END SSH SIGNATURE-----\n")
+    (tmp_path / "message").write_bytes(b"message")
+    with (tmp_path / "message").open("rb") as message:
+        done = subprocess.run(
+            ["ssh-keygen", "-Y", "check-novalidate", "-n", "file", "-s", tmp_path / "sig"],
+            stdin=message,
+            capture_output=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert key.public.fingerprint.encode() in done.stdout
