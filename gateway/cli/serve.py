@@ -13,7 +13,13 @@ import trio
 
 from gateway import events
 from gateway.cli.terminal import EXIT_FAILURE, Parser, say, start_logging, until_signal
-from gateway.config.addresses import HostPort, ListenAddress, check_real_host, is_address
+from gateway.config.addresses import (
+    ALL_INTERFACES,
+    HostPort,
+    ListenAddress,
+    check_real_host,
+    is_address,
+)
 from gateway.config.identities import load_private_key_file
 from gateway.errors import ConfigError, GatewayError, printable
 from gateway.policy.permit import OpenRule
@@ -112,11 +118,12 @@ def _parse_host(text: str) -> tuple[str, str]:
 
 def _options(arguments: argparse.Namespace) -> ServerOptions:
     listen = [
-        ListenAddress.parse(text, where="--listen") for text in arguments.listen or ["*:2222"]
+        ListenAddress.parse(text, where="--listen", lowest_port=0)
+        for text in arguments.listen or ["*:2222"]
     ]
     rules = [HostPort.parse(text, where="--permit-open") for text in arguments.permit_open]
     return ServerOptions(
-        tuple((address.host, address.port) for address in listen),
+        tuple((address.host or ALL_INTERFACES, address.port) for address in listen),
         (_load_host_key(arguments.host_key),),
         _load_authorized_keys(arguments.authorized_keys),
         tuple(OpenRule(rule.host, rule.port) for rule in rules),

@@ -97,13 +97,13 @@ def is_address(name: str) -> bool:
     return True
 
 
-def parse_port(text: str, *, where: str = "") -> int:
-    """Read a TCP port, 1 to 65535."""
-    if re.fullmatch("[0-9]{1,5}", text) is None or not 1 <= int(text) <= 65535:
+def parse_port(text: str, *, where: str = "", lowest: int = 1) -> int:
+    """Read a TCP port, ``lowest`` to 65535; 0 asks for a free one where that makes sense."""
+    if re.fullmatch("[0-9]{1,5}", text) is None or not lowest <= int(text) <= 65535:
         raise ConfigError(
             f"{printable(text, 40) or 'an empty text'} is not a port",
             where=where,
-            remedy="write a number from 1 to 65535",
+            remedy=f"write a number from {lowest} to 65535",
         )
     return int(text)
 
@@ -142,11 +142,12 @@ class ListenAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
-    def parse(cls, text: str, *, where: str = "") -> ListenAddress:
+    def parse(cls, text: str, *, where: str = "", lowest_port: int = 1) -> ListenAddress:
         """Read the argument of -D and of DynamicForward, ``[bind_address:]port``."""
         host, port_text = _split_port(text)
+        port = parse_port(port_text, where=where, lowest=lowest_port)
         if host is None:
-            return cls(None, parse_port(port_text, where=where))
+            return cls(None, port)
         if ":" in host and not is_address(host):
             raise ConfigError(
                 f"{printable(text)} has too many colons",
@@ -160,8 +161,8 @@ class ListenAddress:
                 remedy="write the IPv6 address in brackets, as in [::1]:6000",
             )
         if host in ("", ALL_INTERFACES):
-            return cls(ALL_INTERFACES, parse_port(port_text, where=where))
-        return cls(check_real_host(host, where=where), parse_port(port_text, where=where))
+            return cls(ALL_INTERFACES, port)
+        return cls(check_real_host(host, where=where), port)
 
 
 @dataclass(frozen=True, slots=True)
