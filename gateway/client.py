@@ -99,7 +99,7 @@ async def connect(
     identities = Identities(config, person)
     for problem in checker.problems:
         log.warning("%s", problem)
-    _require_a_key(identities)
+    _warn_of_problems(identities)
     listeners = [(forward, _listen(forward, config)) for forward in config.dynamic_forwards]
     carrier = SocketCarrier(await _dial(config, timeout_s), _name(config))
     client = ClientLink(
@@ -135,8 +135,8 @@ def _name(config: HostConfig) -> str:
     return f"{config.host_name} port {config.port}"
 
 
-def _require_a_key(identities: Identities) -> None:
-    """Say early what nobody would connect the later refusal with; a server may still take "none"."""
+def _warn_of_problems(identities: Identities) -> None:
+    """Say early why a key cannot be used; a server may still take another, or none."""
     for problem in identities.problems:
         log.warning("%s", problem)
 

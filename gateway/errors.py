@@ -1,8 +1,8 @@
 """Every exception that this package raises on purpose.
 
-trio's and the operating system's own errors stop at ``gateway/net/``; above it only these are seen.
-Messages are sentences that name the offending value; ``str(error)`` may be shown to a person, so text
-that came from a peer has passed through `printable` first.
+trio's and the operating system's own errors stop at ``gateway/net/``; above it only these are
+seen. Messages are sentences that name the offending value; ``str(error)`` may be shown to a
+person, so text that came from a peer has passed through `printable` first.
 """
 
 from __future__ import annotations

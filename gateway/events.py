@@ -1,8 +1,9 @@
 """What happened, as typed records with ids: pulled from the SSH core, logged and audited above it.
 
-The first group is the control plane of one link: ``ssh.protocol.Protocol.next_event`` returns these,
-in the order in which they happened. A channel is named by its local number, ``channel_id``, which is
-never used twice on a link. Text from the peer is as it came: show it through `errors.printable` only.
+The first group is the control plane of one link: ``ssh.protocol.Protocol.next_event`` returns
+these, in the order in which they happened. A channel is named by its local number, ``channel_id``,
+which is never used twice on a link. Text from the peer is as it came: show it through
+`errors.printable` only.
 
 The second group is what `gateway connect` and `gateway serve` report about themselves.
 """
@@ -17,7 +18,7 @@ class Event:
     """Base of all events."""
 
 
-# ---- one link, from the protocol -------------------------------------------------------------------
+# ---- one link, from the protocol -----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ class PongReceived(Event):
     data: bytes
 
 
-# ---- what client and server report -----------------------------------------------------------------
+# ---- what client and server report ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """`gateway serve`: the listener, one nursery per link, and the policy between them.
 
-A composition root: it wires `net`, `ssh` and `policy` together and contains no protocol. Whatever goes
-wrong in one link or channel ends that one, nothing else.
+A composition root: it wires `net`, `ssh` and `policy` together and contains no protocol. Whatever
+goes wrong in one link or channel ends that one, nothing else.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class ServerLink:
             self._counts_as_startup = False
             self._server.startups -= 1
 
-    # -- events of the link, none of which may wait -----------------------------------------------------
+    # -- events of the link, none of which may wait ------------------------------------------------
 
     def _authorize(self, _user_name: str, key: PublicKey) -> bool:
         line = self._server.options.authorized_keys.find(key)
@@ -200,10 +200,10 @@ class ServerLink:
                 event.channel_id, OpenFailure.UNKNOWN_CHANNEL_TYPE, "unknown channel type"
             )
 
-    # -- channels -------------------------------------------------------------------------------------
+    # -- channels ----------------------------------------------------------------------------------
 
     def _permit(self, target: DirectTcpip, address: IPv4Address | IPv6Address) -> str:
-        """Return the deciding rule, or raise `PermissionDenied`: the server's rules, then the key's."""
+        """Return the rule that allows this, or raise `PermissionDenied`."""
         host, port = target.host_to_connect, target.port_to_connect
         rule = self._server.policy.check(host, port, address)
         key = self._key

@@ -57,7 +57,7 @@ class DemoError(Exception):
     """The demo cannot go on; the message says why."""
 
 
-class SocksRefused(Exception):  # noqa: N818 - an answer, not a fault
+class SocksRefused(Exception):
     """The proxy answered, and the answer was no."""
 
     def __init__(self, reply: int) -> None:

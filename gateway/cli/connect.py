@@ -95,7 +95,7 @@ def _options() -> Parser:
     add("--help", action="help", help="show this text")
     add("-N", dest="no_session", action="store_true", help="run no command: only the tunnel")
     add("-D", dest="dynamic", action="append", default=[], metavar="[ADDRESS:]PORT",
-        help="SOCKS proxy on this port (repeatable); loopback unless ADDRESS says otherwise")  # fmt: skip
+        help="SOCKS proxy on this port (repeatable); loopback unless ADDRESS is given")  # fmt: skip
     add("-p", dest="port", metavar="PORT", help="port of the SSH server (22)")
     add("-l", dest="user", metavar="USER", help="user to log in as")
     add("-i", dest="identities", action="append", default=[], metavar="FILE",

@@ -72,8 +72,9 @@ class HostKeyChecker:
         name = host_name(self._config.host_name, self._config.port)
         file = verdict.entry.file if verdict.entry else ""
         return (
-            f"THE HOST KEY OF {name} HAS CHANGED: it shows {key.fingerprint}, but {_place(verdict)} "
-            f"records {recorded}: somebody may be between you and the server; if its administrator "
+            f"THE HOST KEY OF {name} HAS CHANGED: it shows {key.fingerprint}, but "
+            f"{_place(verdict)} records {recorded}: somebody may be between you and the server; "
+            f"if its administrator "
             f"confirms the new key, remove the old one with: ssh-keygen -f {file} -R '{name}'"
         )
 

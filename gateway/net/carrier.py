@@ -1,7 +1,8 @@
 """What a link runs over: a TCP socket, a pair of descriptors, a channel of another link, memory.
 
-Five calls. The two that move bytes never wait; they raise `BlockingIOError` instead, so that a batch
-is one system call and no trip through the scheduler. `OSError` means that the carrier is broken.
+Five calls. The two that move bytes never wait; they raise `BlockingIOError` instead, so that a
+batch is one system call and no trip through the scheduler. `OSError` means that the carrier is
+broken.
 """
 
 from __future__ import annotations

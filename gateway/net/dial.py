@@ -1,4 +1,5 @@
-"""Connecting: names resolved in threads of their own, addresses tried as RFC 8305 (Happy Eyeballs) says.
+"""Connecting: names resolved in threads of their own, addresses tried as RFC 8305 (Happy Eyeballs)
+says.
 
 Every address passes ``permit`` before it is dialled, and it is that address which is dialled, so a
 name that resolves differently a moment later gains nothing (DNS rebinding). Blocking name look-ups
@@ -21,10 +22,10 @@ from gateway.errors import GatewayError, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# ---- RFC 8305 --------------------------------------------------------------------------------------
+# ---- RFC 8305 ------------------------------------------------------------------------------------
 ATTEMPT_DELAY_S: Final = 0.25  # §5, Connection Attempt Delay
 
-# ---- our own choices -------------------------------------------------------------------------------
+# ---- our own choices -----------------------------------------------------------------------------
 MAXIMUM_LOOKUPS: Final = 64  # look-ups at once, each a thread
 LOOKUP_TIMEOUT_S: Final = 10.0
 MAXIMUM_ADDRESSES: Final = 8  # of one name; more are not tried
@@ -33,7 +34,7 @@ _lookups = trio.lowlevel.RunVar[trio.CapacityLimiter]("gateway name look-ups")
 
 
 class DialError(GatewayError):
-    """No connection was made. ``text`` is what strerror or gai_strerror says, as OpenSSH reports it."""
+    """No connection was made; ``text`` is from strerror or gai_strerror, as OpenSSH reports it."""
 
     def __init__(self, target: str, text: str, error_number: int = 0) -> None:
         super().__init__(f"{target}: {text}")

@@ -2,17 +2,18 @@
 
 THEORY OF OPERATION
 
-Three tasks per link. ``_read`` receives a batch, lets the protocol process it (channel data reaches its
-sink inside that call), dispatches the events, and flushes. ``_write`` sleeps until ``flush`` met a full
-carrier. ``_watch`` looks at the clock: keepalive, rekeying by time, replies that nobody reads.
+Three tasks per link. ``_read`` receives a batch, lets the protocol process it (channel data
+reaches its sink inside that call), dispatches the events, and flushes. ``_write`` sleeps until
+``flush`` met a full carrier. ``_watch`` looks at the clock: keepalive, rekeying by time, replies
+that nobody reads.
 
-``flush`` is a plain function: whoever has put something into the outbound buffer calls it once, at the end
-of its batch, and the bytes leave in one system call without waking a task. If the carrier is full, the rest
-is ``_write``'s, and producers that find no room wait in ``_room``.
+``flush`` is a plain function: whoever has put something into the outbound buffer calls it once, at
+the end of its batch, and the bytes leave in one system call without waking a task. If the carrier
+is full, the rest is ``_write``'s, and producers that find no room wait in ``_room``.
 
-No task of a link raises for what the network does: the first error goes to ``_fail``, which ends the
-three tasks; every port learns about it, and ``failure`` says what it was. The nursery that runs a link never
-sees an exception from it, so one broken link breaks nothing else.
+No task of a link raises for what the network does: the first error goes to ``_fail``, which ends
+the three tasks; every port learns about it, and ``failure`` says what it was. The nursery that
+runs a link never sees an exception from it, so one broken link breaks nothing else.
 
 Between two awaits nothing else runs. Everything in here relies on that: there is no lock.
 """
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from gateway.ssh.channel import Channel
     from gateway.ssh.protocol import Protocol
 
-# ---- our own choices -------------------------------------------------------------------------------
+# ---- our own choices -----------------------------------------------------------------------------
 WATCH_INTERVAL_S: Final = 5.0
 CONGESTION_DEADLINE_S: Final = 30.0  # a peer that asks but never reads the answers is cut off
 GOODBYE_DEADLINE_S: Final = 1.0  # for DISCONNECT to leave
@@ -53,8 +54,8 @@ _link_ids = count(1)
 class ChannelPort:
     """A channel as its owner sees it: opened, read from, written to, closed.
 
-    Until the owner sets another sink, what arrives is kept in ``pending``, at most one window of it.
-    ``on_change`` is called, never with an await, when anything happened that a waiting owner
+    Until the owner sets another sink, what arrives is kept in ``pending``, at most one window of
+    it. ``on_change`` is called, never with an await, when anything happened that a waiting owner
     wants to look at: EOF, CLOSE, the loss of the link.
     """
 
@@ -122,7 +123,7 @@ class ChannelPort:
         """Send CLOSE if that was not done, and forget the channel. Never waits, never raises."""
         self.link.release(self)
 
-    # -- called by the link ---------------------------------------------------------------------------
+    # -- called by the link ------------------------------------------------------------------------
 
     def happened(self, event: events.OnChannel) -> None:
         """Take an event of this channel."""
@@ -214,10 +215,10 @@ class Link:
         """Whether nothing can be carried any more."""
         return self.failure is not None
 
-    # -- the loops ------------------------------------------------------------------------------------
+    # -- the loops ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Carry bytes until the link ends; then ``failure`` says why. Never raises for the network."""
+        """Carry bytes until the link ends; ``failure`` says why. Raises nothing for the network."""
         self._heard_s = trio.current_time()
         try:
             with self._scope:
@@ -360,7 +361,7 @@ class Link:
         """End the link; ``run`` returns soon after."""
         self._fail(ConnectionLost(reason))
 
-    # -- events ---------------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         while (event := self.protocol.next_event()) is not None:
@@ -386,7 +387,7 @@ class Link:
         if event.want_reply and channel is not None:
             self.protocol.connection.reply_request(channel, success=False)
 
-    # -- channels -------------------------------------------------------------------------------------
+    # -- channels ----------------------------------------------------------------------------------
 
     async def open_channel(self, channel_type: str, type_specific: bytes) -> ChannelPort:
         """Open a channel and wait for the answer.

@@ -24,7 +24,7 @@ WILDCARD: Final = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa
 
 
 def addresses_to_bind(host: str | None) -> tuple[tuple[int, str], ...]:
-    """Say what a bind address means, as ssh(1): None and "localhost" are loopback, "" and "*" all."""
+    """Say what a bind address means: None and "localhost" are loopback, "" and "*" all (ssh(1))."""
     if host is None or host == "localhost":
         return LOOPBACK
     if host in ("", "*"):

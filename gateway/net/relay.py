@@ -2,18 +2,18 @@
 
 THEORY OF OPERATION
 
-Towards the channel: one task waits until the socket is readable, then reads straight into the outbound
-room and seals, as long as there is room and data, and flushes once. It reads no more than may be
-sent, so nothing waits in clear.
+Towards the channel: one task waits until the socket is readable, then reads straight into the
+outbound room and seals, as long as there is room and data, and flushes once. It reads no more than
+may be sent, so nothing waits in clear.
 
-Towards the socket: no task. The channel's sink runs inside the link's read loop and writes to the socket
-at once. Only when the socket would block is the rest kept in ``pending`` and ``_drain`` woken, once; from
-then on data goes behind what is pending. Credit is given for what the socket took, so at most one window
-is ever kept.
+Towards the socket: no task. The channel's sink runs inside the link's read loop and writes to the
+socket at once. Only when the socket would block is the rest kept in ``pending`` and ``_drain``
+woken, once; from then on data goes behind what is pending. Credit is given for what the socket
+took, so at most one window is ever kept.
 
 The end: EOF becomes a FIN, after what is pending, and the other way round; CLOSE is sent when both
-directions ended. A broken socket closes the channel at once. A lost link resets the socket, so that the
-program at its end cannot take a cut-off download for a whole one.
+directions ended. A broken socket closes the channel at once. A lost link resets the socket, so
+that the program at its end cannot take a cut-off download for a whole one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Relay:
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
 
-    # -- socket to channel ----------------------------------------------------------------------------
+    # -- socket to channel -------------------------------------------------------------------------
 
     async def _upload(self, early_data: bytes) -> None:
         port, sock, link = self._port, self._sock, self._port.link
@@ -105,7 +105,7 @@ class Relay:
             view = view[self._port.channel.send(view) :]
             self._port.link.flush()
 
-    # -- channel to socket ----------------------------------------------------------------------------
+    # -- channel to socket -------------------------------------------------------------------------
 
     def _sink(self, data: memoryview) -> int:
         """Write to the socket; keep what it does not take. Called from the link's read loop."""

@@ -22,7 +22,7 @@ DEFAULT_RECEIVE_SIZE: Final = 64 * 1024
 
 
 class ChannelStream(trio.abc.HalfCloseableStream):
-    """One channel; ``aclose`` closes it. Credit goes back when bytes leave through ``receive_some``."""
+    """One channel; ``aclose`` closes it. Credit goes back for what ``receive_some`` returned."""
 
     def __init__(self, port: ChannelPort) -> None:
         self.port = port
@@ -33,7 +33,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
         self._receiver_is_busy = False
         port.on_change = self._changed.unpark_all
 
-    # -- sending --------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     @contextmanager
     def _sending(self) -> Iterator[None]:
@@ -78,7 +78,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
             self.port.send_eof()
             await trio.lowlevel.checkpoint()
 
-    # -- receiving ------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return some bytes, or b"" after the peer's EOF or CLOSE."""

@@ -1,7 +1,8 @@
 """The SOCKS proxy: a client's request, a channel, and an answer that follows the far end's.
 
-The reply is sent after CHANNEL_OPEN_CONFIRMATION or CHANNEL_OPEN_FAILURE, never before, and names the
-cause: that is what `ssh -D` does not do. A client's mistakes end that client's connection only.
+The reply is sent after CHANNEL_OPEN_CONFIRMATION or CHANNEL_OPEN_FAILURE, never before, and names
+the cause: that is what `ssh -D` does not do. A client's mistakes end that client's connection
+only.
 """
 
 from __future__ import annotations

@@ -23,14 +23,14 @@ DEFAULT_KEX: Final = (
 DEFAULT_HOST_KEY_ALGORITHMS: Final = ("ssh-ed25519",)  # RFC 8709
 DEFAULT_CIPHERS: Final = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")  # RFC 5647
 
-# An AEAD cipher brings its own integrity and the MAC list is then ignored (OpenSSH PROTOCOL §1.6), but
-# some peers refuse an empty list. Never used: every cipher of ours is an AEAD.
+# An AEAD cipher brings its own integrity and the MAC list is then ignored (OpenSSH PROTOCOL §1.6),
+# but some peers refuse an empty list. Never used: every cipher of ours is an AEAD.
 PLACEHOLDER_MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
 
 COMPRESSION: Final = ("none",)
 
-# Markers in kex_algorithms that say what a side can do; they are never chosen (RFC 8308 §2.1, OpenSSH
-# PROTOCOL §1.10), so nothing but `negotiate` may look for a common name.
+# Markers in kex_algorithms that say what a side can do; they are never chosen (RFC 8308 §2.1,
+# OpenSSH PROTOCOL §1.10), so nothing but `negotiate` may look for a common name.
 EXT_INFO_C: Final = "ext-info-c"
 EXT_INFO_S: Final = "ext-info-s"
 STRICT_C: Final = "kex-strict-c-v00@openssh.com"

@@ -13,12 +13,14 @@ Each direction ends by itself. EOF ends one; CLOSE, once sent *and* received, en
 
 ABANDONED: the owner left while the open was on its way. CLOSE follows the confirmation.
 
-Events change state, in the tables below; an event that a table does not have raises and changes nothing.
+Events change state, in the tables below; an event that a table does not have raises and changes
+nothing.
 
-Data does not queue in here. Out: ``room`` says how much may be sent *before* it is read from anywhere,
-and ``send_room`` seals it. In: ``sink`` is called with a view into the receive buffer, valid during the
-call; it returns how many bytes it consumed and gives the rest back later with ``consumed``. Credit
-goes to the peer only for what was consumed, so a slow reader stops only itself.
+Data does not queue in here. Out: ``room`` says how much may be sent *before* it is read from
+anywhere, and ``send_room`` seals it. In: ``sink`` is called with a view into the receive buffer,
+valid during the call; it returns how many bytes it consumed and gives the rest back later with
+``consumed``. Credit goes to the peer only for what was consumed, so a slow reader stops only
+itself.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from gateway.ssh.packets import Outbound
 
-# ---- our own choices -------------------------------------------------------------------------------
+# ---- our own choices -----------------------------------------------------------------------------
 INITIAL_WINDOW_SIZE: Final = 2 * 1024 * 1024  # as OpenSSH, CHAN_TCP_WINDOW_DEFAULT
 ADJUST_FRACTION: Final = 4  # credit goes back when this part of the window was consumed
 NO_ROOM: Final = memoryview(b"")
@@ -152,7 +154,7 @@ class Channel:
             f"send={self.send_state.value} receive={self.receive_state.value}>"
         )
 
-    # -- states ---------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------
 
     def change(self, event: ChannelEvent, *, from_peer: bool) -> None:
         """Apply an event to the half or halves that it concerns."""
@@ -171,7 +173,7 @@ class Channel:
             and self.receive_state is ReceiveState.CLOSE_RECEIVED
         )
 
-    # -- sending --------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def room(self) -> memoryview:
         """Return where to put data now, never more than may be sent; empty if nothing may be.
@@ -243,7 +245,7 @@ class Channel:
         waited, self._wants_writable = self._wants_writable, False
         return waited
 
-    # -- receiving ------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     def receive_data(self, data: memoryview) -> None:
         """Pass data to the sink. The hot path: one call from `connection`, one to the sink."""
@@ -271,7 +273,7 @@ class Channel:
             self.consumed(self.extended_sink(data_type_code, data))
 
     def consumed(self, count: int) -> None:
-        """Give back credit for ``count`` bytes, in a WINDOW_ADJUST once enough has come together."""
+        """Give back credit for ``count`` bytes, in a WINDOW_ADJUST once enough came together."""
         credit = self._credit + count
         if (
             credit * ADJUST_FRACTION < self.initial_window_size

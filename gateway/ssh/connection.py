@@ -2,14 +2,15 @@
 
 THEORY OF OPERATION
 
-`gateway.ssh.protocol` routes messages 80-100 here once the login is done. Channel data goes the short way:
-``receive_data`` finds the channel and calls its sink, no event, no copy. Everything else becomes an event
-with the channel's local number, pulled by the owner of the link.
+`gateway.ssh.protocol` routes messages 80-100 here once the login is done. Channel data goes the
+short way: ``receive_data`` finds the channel and calls its sink, no event, no copy. Everything
+else becomes an event with the channel's local number, pulled by the owner of the link.
 
-A channel is in ``channels`` from its OPEN until CLOSE went both ways. A peer that names a number which is
-not in the table breaks the protocol, with one exception: replies nobody waits for are dropped, so
-that a late answer harms nothing. Nothing waits in here: replies to the peer go into the outbound's
-control lane, which is bounded, and the peer's own opens are bounded by MAXIMUM_CHANNELS.
+A channel is in ``channels`` from its OPEN until CLOSE went both ways. A peer that names a number
+which is not in the table breaks the protocol, with one exception: replies nobody waits for are
+dropped, so that a late answer harms nothing. Nothing waits in here: replies to the peer go into
+the outbound's control lane, which is bounded, and the peer's own opens are bounded by
+MAXIMUM_CHANNELS.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Connection:
             Msg.PONG: self._pong_untrusted,
         }
 
-    # -- what the owner asks for ----------------------------------------------------------------------
+    # -- what the owner asks for -------------------------------------------------------------------
 
     def open_channel(
         self,
@@ -144,7 +145,7 @@ class Connection:
         reply = messages.ChannelSuccess if success else messages.ChannelFailure
         self._outbound.append(reply(channel.remote_channel).encode())
 
-    # -- the table ------------------------------------------------------------------------------------
+    # -- the table ---------------------------------------------------------------------------------
 
     def _new_channel(self, channel_type: str, initial_window_size: int) -> Channel:
         channel_id = next(self._numbers)
@@ -170,7 +171,7 @@ class Connection:
         )
         self._outbound.append(failure.encode())
 
-    # -- what the peer sends --------------------------------------------------------------------------
+    # -- what the peer sends -----------------------------------------------------------------------
 
     def receive_data(self, payload: memoryview) -> None:
         """CHANNEL_DATA, the short way: number, recipient channel, length, data."""

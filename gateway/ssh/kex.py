@@ -137,7 +137,7 @@ METHODS: Final[dict[str, Callable[[Callable[[int], bytes]], KexMethod]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What the exchange hash covers besides K (RFC 4253 §8): versions without CR LF, KEXINIT payloads."""
+    """What the hash covers besides K (RFC 4253 §8): versions without CR LF, KEXINIT payloads."""
 
     client_version: bytes
     server_version: bytes

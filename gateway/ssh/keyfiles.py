@@ -55,7 +55,7 @@ SALT_LENGTHS: Final = range(8, 65)  # every known program writes 16
 _MAKE_ONE: Final = "`ssh-keygen -t ed25519` makes a key that can be used"
 
 
-class WrongPassphrase(ConfigError):  # noqa: N818 - reads as what happened
+class WrongPassphrase(ConfigError):
     """The key file is encrypted and the passphrase is missing or wrong."""
 
 

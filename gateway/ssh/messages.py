@@ -90,7 +90,7 @@ class Message(Record):
         return cls(*values)
 
 
-# ---- transport layer: RFC 4253 §11, RFC 8308, RFC 5656 §4 ------------------------------------------
+# ---- transport layer: RFC 4253 §11, RFC 8308, RFC 5656 §4 ----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class KexEcdhReply(Message):  # noqa: D101 - RFC 5656 §4
     signature: String
 
 
-# ---- authentication: RFC 4252 ---------------------------------------------------------------------
+# ---- authentication: RFC 4252 --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ class UserauthPkOk(Message):  # noqa: D101 - RFC 4252 §7
     public_key_blob: String
 
 
-# ---- connection: RFC 4254 -------------------------------------------------------------------------
+# ---- connection: RFC 4254 ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,10 +362,11 @@ class Pong(Message):
 
 
 def extensions_untrusted(message: ExtInfo) -> dict[str, bytes]:
-    """Return the extensions of EXT_INFO by name; the count is checked against the bytes there are."""
-    if message.nr_extensions > len(message.extensions) // 8:
+    """Return the extensions by name; the count is checked against the bytes there are."""
+    room = len(message.extensions)
+    if message.nr_extensions > room // 8:
         raise RemoteProtocolError(
-            f"EXT_INFO announces {message.nr_extensions} extensions in {len(message.extensions)} bytes"
+            f"EXT_INFO announces {message.nr_extensions} extensions in {room} bytes"
         )
     reader = wire.Reader(message.extensions)
     found = {}

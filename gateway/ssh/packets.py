@@ -6,19 +6,20 @@ its payload, no await, no log line. tests/perf/test_call_budget.py counts the ca
 
 THE BUFFER CONTRACT
 
-Out.  ``ROOM`` is the one place in the process where plaintext is put together: a header's width, then
+Out.  ``ROOM`` is the one place in the process where plaintext is put together: a header's width,
+then
       the payload. A producer writes its data there (``sock.recv_into(room)``) and calls
-      ``seal_channel_data`` in the same breath: ROOM is good *only until the next await*, because any
-      other link may use it then. Sealing goes from ROOM into the link's wire buffer, so plaintext
-      and wire image are two things, and unacknowledged plaintext could be kept one day.
+      ``seal_channel_data`` in the same breath: ROOM is good *only until the next await*, because
+      any other link may use it then. Sealing goes from ROOM into the link's wire buffer, so
+      plaintext and wire image are two things, and unacknowledged plaintext could be kept one day.
 
       The wire buffer is filled from the front until DATA_LIMIT, sent until it is empty, and given
       back to the pool: an idle link owns none. Data may start below DATA_LIMIT only; what lies
       above is the reserve of the control lane and, at the very end, of the key exchange, so that
-      replies and window adjusts go out while data is blocked. What finds no place, or comes between
-      our KEXINIT and our NEWKEYS, when RFC 4253 §7.1 allows nothing else, waits in ``_lane`` as
-      plain payloads, bounded by LANE_LIMIT. While anything waits there ``accepts_data`` is false, so
-      a CLOSE never overtakes the data before it, nor data a CLOSE.
+      replies and window adjusts go out while data is blocked. What finds no place, or comes
+      between our KEXINIT and our NEWKEYS, when RFC 4253 §7.1 allows nothing else, waits in
+      ``_lane`` as plain payloads, bounded by LANE_LIMIT. While anything waits there
+      ``accepts_data`` is false, so a CLOSE never overtakes the data before it, nor data a CLOSE.
 
 In.   The carrier writes into ``space()``; ``next_payload`` opens one packet where it stands and
       returns a view of its payload, good *until the next call*. The buffer is the pool's as soon as
@@ -42,13 +43,13 @@ if TYPE_CHECKING:
 
     from gateway.ssh.ciphers import PacketCipher
 
-# ---- from the specifications -----------------------------------------------------------------------
+# ---- from the specifications ---------------------------------------------------------------------
 MAXIMUM_PACKET_LENGTH: Final = 262_144  # as OpenSSH, PACKET_MAX_SIZE; RFC 4253 §6.1 asks for 35 000
 MINIMUM_PACKET_LENGTH: Final = 12  # RFC 4253 §6: 16 bytes or the block size, with packet_length
 MINIMUM_PADDING: Final = 4  # RFC 4253 §6
 MAXIMUM_PADDING: Final = 255  # padding_length is one byte
 
-# ---- our own choices -------------------------------------------------------------------------------
+# ---- our own choices -----------------------------------------------------------------------------
 MAXIMUM_DATA: Final = 255 * 1024  # bytes of channel data in one packet
 DATA_LIMIT: Final = 256 * 1024  # one batch: what the wire buffer takes before it must be sent
 KEX_RESERVE: Final = 64 * 1024  # room that only key exchange and DISCONNECT may use
@@ -124,10 +125,10 @@ class Outbound:
         self._lane_bytes = 0
         self._kex_running = False
 
-    # -- data plane ----------------------------------------------------------------------------------
+    # -- data plane --------------------------------------------------------------------------------
 
     def seal_channel_data(self, recipient_channel: int, data_length: int) -> None:
-        """Seal the ``data_length`` bytes in ROOM as one CHANNEL_DATA; ``accepts_data`` must be true."""
+        """Seal the first bytes in ROOM as one CHANNEL_DATA; ``accepts_data`` must be true."""
         cipher = self.cipher
         block = cipher.block_size
         padding_length = block - (10 + data_length) % block
@@ -158,7 +159,7 @@ class Outbound:
         if end >= DATA_LIMIT:
             self.accepts_data = False
 
-    # -- control lane --------------------------------------------------------------------------------
+    # -- control lane ------------------------------------------------------------------------------
 
     def append(self, payload: bytes) -> None:
         """Send a control message; it waits behind earlier ones and while keys are exchanged."""
@@ -234,7 +235,7 @@ class Outbound:
             self._seal(payload)
         self.accepts_data = not self._kex_running and not self._lane and self._end < DATA_LIMIT
 
-    # -- towards the carrier -------------------------------------------------------------------------
+    # -- towards the carrier -----------------------------------------------------------------------
 
     def append_raw(self, data: bytes) -> None:
         """Send bytes that are no packet: the identification string (RFC 4253 §4.2)."""
@@ -313,14 +314,14 @@ class Inbound:
         self.bytes_total += count
 
     def idle(self) -> None:
-        """Give the buffer back if nothing is left in it; ``space()`` was lent in vain or is used up."""
+        """Give the buffer back if nothing is left in it."""
         if self._buffer is not None and self._start == self._end:
             POOL.give_back(self._buffer)
             self._buffer = None
             self._start = self._end = 0
 
     def take_line(self, limit: int) -> bytes | None:
-        """Return one line without its LF from the unencrypted start, or None if it is not all here."""
+        """Return one line of the unencrypted start, without its LF, or None if it is not here."""
         if self._buffer is None:
             return None
         window = bytes(self._buffer[self._start : min(self._end, self._start + limit)])

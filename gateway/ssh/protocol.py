@@ -10,12 +10,13 @@ The owner (`gateway.net.link`, or a test) does three things, in a loop:
         ...
     view = protocol.outbound.data_to_send()  # 3. write it; then outbound.data_sent(n)
 
-``received`` opens every whole packet, looks its number up in the phase table, the only gate, and routes
-it by range: 1-49 to the transport, 5, 6 and 50-60 to the authentication, the rest to the connection.
-CHANNEL_DATA is tested for first and goes to its channel's sink at once; nothing is queued for it.
+``received`` opens every whole packet, looks its number up in the phase table, the only gate, and
+routes it by range: 1-49 to the transport, 5, 6 and 50-60 to the authentication, the rest to the
+connection. CHANNEL_DATA is tested for first and goes to its channel's sink at once; nothing is
+queued for it.
 
-When the peer breaks the rules, `RemoteProtocolError` leaves ``received`` after DISCONNECT was put into
-the outbound buffer and the phase is CLOSED: send what there is, then close the carrier.
+When the peer breaks the rules, `RemoteProtocolError` leaves ``received`` after DISCONNECT was put
+into the outbound buffer and the phase is CLOSED: send what there is, then close the carrier.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from gateway import events
 from gateway.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
 from gateway.ssh.algorithms import Preferences
 from gateway.ssh.connection import Connection
@@ -36,6 +36,7 @@ from gateway.ssh.userauth import ClientAuth, ServerAuth
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway import events
     from gateway.ssh.keys import PrivateKey, PublicKey
 
 _DATA: Final = int(Msg.CHANNEL_DATA)
@@ -96,7 +97,7 @@ class Protocol:
     def __repr__(self) -> str:
         return f"<Protocol {self.transport.role.value} {self.transport.phase.value}>"
 
-    # -- in -------------------------------------------------------------------------------------------
+    # -- in ----------------------------------------------------------------------------------------
 
     def received(self, count: int, now_s: float) -> None:
         """Process what the carrier wrote into ``inbound.space()``.
@@ -188,7 +189,7 @@ class Protocol:
         except RemoteProtocolError:
             self.transport.phase = Phase.CLOSED  # not even room for DISCONNECT
 
-    # -- out ------------------------------------------------------------------------------------------
+    # -- out ---------------------------------------------------------------------------------------
 
     def next_event(self) -> events.Event | None:
         """Return the oldest event that was not looked at yet."""

@@ -2,25 +2,28 @@
 
 THEORY OF OPERATION
 
-A link passes through the phases below, top to bottom; only REKEY goes back to CONNECTION. ``ALLOWED``
-says, per phase and role of *this* side, which message numbers the peer may send. It is the only gate:
-`gateway.ssh.protocol` looks every packet up in it before anything else happens, and whatever is not in
-the table ends the link. Strict key exchange (OpenSSH PROTOCOL §1.10) is nothing but a smaller set.
+A link passes through the phases below, top to bottom; only REKEY goes back to CONNECTION.
+``ALLOWED`` says, per phase and role of *this* side, which message numbers the peer may send. It is
+the only gate: `gateway.ssh.protocol` looks every packet up in it before anything else happens, and
+whatever is not in the table ends the link. Strict key exchange (OpenSSH PROTOCOL §1.10) is nothing
+but a smaller set.
 
-    VERSION ─ KEXINIT ─ KEX[_STRICT] ─ NEWKEYS[_STRICT] ─ SERVICE ─ AUTH ─ CONNECTION ─ REKEY ─ REKEY_NEWKEYS
+    VERSION ─ KEXINIT ─ KEX[_STRICT] ─ NEWKEYS[_STRICT] ─ SERVICE ─ AUTH ─ CONNECTION ─ REKEY ─
+    REKEY_NEWKEYS
                                                                               └───────────────────┘
 
-The phase describes what we *receive*. What we *send* during a key exchange is held back elsewhere: from
-our KEXINIT on, `packets.Outbound` passes transport messages only, until NEWKEYS was appended and
-``start_cipher`` was called. The two directions switch keys independently of each other: a client
-that waits for its user to look at a host key has sent no NEWKEYS yet, while the server's has arrived.
+The phase describes what we *receive*. What we *send* during a key exchange is held back elsewhere:
+from our KEXINIT on, `packets.Outbound` passes transport messages only, until NEWKEYS was appended
+and ``start_cipher`` was called. The two directions switch keys independently of each other: a
+client that waits for its user to look at a host key has sent no NEWKEYS yet, while the server's
+has arrived.
 
 Rekeying starts when either side has moved the bytes, packets or seconds of its limit (``tick`` and
-``after_batch`` look), or when the peer sends KEXINIT. Before the login is done nobody may rekey, as in
-OpenSSH. A peer that rekeys without moving data runs out of ``_rekey_tokens``.
+``after_batch`` look), or when the peer sends KEXINIT. Before the login is done nobody may rekey,
+as in OpenSSH. A peer that rekeys without moving data runs out of ``_rekey_tokens``.
 
-The functions follow the order in which the bytes meet them. Time is an argument, ``now_s``, seconds on
-any clock that only goes forward.
+The functions follow the order in which the bytes meet them. Time is an argument, ``now_s``,
+seconds on any clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -104,11 +107,11 @@ ALLOWED: Final[dict[Phase, dict[Role, frozenset[int]]]] = {
 }
 """Message numbers that the peer may send to us in a phase. Everything else ends the link."""
 
-# ---- from the specifications -----------------------------------------------------------------------
+# ---- from the specifications ---------------------------------------------------------------------
 MAXIMUM_VERSION_LENGTH: Final = 255  # RFC 4253 §4.2, with CR LF
 MAXIMUM_PACKETS_PER_KEY: Final = 1 << 31  # RFC 4344 §3.1, as OpenSSH
 
-# ---- our own choices -------------------------------------------------------------------------------
+# ---- our own choices -----------------------------------------------------------------------------
 VERSION: Final = f"SSH-2.0-gateway_{__version__}".encode()
 MAXIMUM_LINE_LENGTH: Final = 1024  # of a line that a server may send before its version
 MAXIMUM_PRE_VERSION_LINES: Final = 20
@@ -120,7 +123,7 @@ BYTES_PER_REKEY_TOKEN: Final = 64 * 1024  # … or by moving data
 
 @dataclass(frozen=True, slots=True)
 class RekeyLimit:
-    """When we ask for new keys, per direction; ``None`` leaves it to the cipher (bytes) or is never."""
+    """When we ask for new keys, per direction; None leaves it to the cipher, or is never."""
 
     bytes: int | None = None
     seconds: float | None = None
@@ -174,7 +177,7 @@ class Transport:
         self.outbound.append_raw(VERSION + b"\r\n")
         self._send_kexinit(now_s)
 
-    # -- identification strings (RFC 4253 §4.2) --------------------------------------------------------
+    # -- identification strings (RFC 4253 §4.2) ----------------------------------------------------
 
     def receive_version(self) -> bool:
         """Look for the peer's version line in what has arrived; say whether it was there."""
@@ -207,7 +210,7 @@ class Transport:
         self.phase = Phase.KEXINIT
         self._emit(events.VersionReceived(line.decode("ascii")))
 
-    # -- KEXINIT (RFC 4253 §7.1) ----------------------------------------------------------------------
+    # -- KEXINIT (RFC 4253 §7.1) -------------------------------------------------------------------
 
     @property
     def kex_is_running(self) -> bool:
@@ -300,7 +303,7 @@ class Transport:
             return True
         return False
 
-    # -- the exchange (RFC 4253 §8, RFC 5656 §4) -------------------------------------------------------
+    # -- the exchange (RFC 4253 §8, RFC 5656 §4) ---------------------------------------------------
 
     def receive_kex_init(self, payload: bytes) -> None:
         """Server: answer the client's value; our NEWKEYS follows at once."""
@@ -368,7 +371,7 @@ class Transport:
         else:
             self.phase = Phase.NEWKEYS_STRICT if self.strict else Phase.NEWKEYS
 
-    # -- NEWKEYS (RFC 4253 §7.3) ----------------------------------------------------------------------
+    # -- NEWKEYS (RFC 4253 §7.3) -------------------------------------------------------------------
 
     def send_newkeys(self) -> None:
         """Switch what we send to the new keys."""
@@ -427,7 +430,7 @@ class Transport:
             )
         )
 
-    # -- rekeying (RFC 4253 §9) -----------------------------------------------------------------------
+    # -- rekeying (RFC 4253 §9) --------------------------------------------------------------------
 
     def start_rekey(self, now_s: float) -> None:
         """Ask for new keys, unless an exchange is running already."""
@@ -467,7 +470,7 @@ class Transport:
         ):
             self._send_kexinit(now_s)
 
-    # -- messages 1-4 and 7 ---------------------------------------------------------------------------
+    # -- messages 1-4 and 7 ------------------------------------------------------------------------
 
     def receive_generic(self, payload: bytes) -> None:
         """DISCONNECT, IGNORE, UNIMPLEMENTED, DEBUG, EXT_INFO."""
@@ -487,7 +490,7 @@ class Transport:
                 self._receive_ext_info_untrusted(payload)
 
     def _receive_ext_info_untrusted(self, payload: bytes) -> None:
-        """RFC 8308 §2.4: once after NEWKEYS, and from a server once more before the login is done."""
+        """RFC 8308 §2.4: once after NEWKEYS, from a server once more before the login is done."""
         if len(self._extension_phases) >= 2 or (
             self.role is Role.SERVER and self._extension_phases
         ):
@@ -496,7 +499,7 @@ class Transport:
         found = messages.extensions_untrusted(messages.ExtInfo.decode_untrusted(payload))
         self.peer_extensions.update(found)
 
-    # -- the end --------------------------------------------------------------------------------------
+    # -- the end -----------------------------------------------------------------------------------
 
     def disconnect(self, reason_code: int, description: str) -> None:
         """Say DISCONNECT, if there is room for it, and accept nothing more."""

@@ -1,14 +1,14 @@
 """User authentication (RFC 4252), publickey first; one class for each role.
 
-CLIENT. After SERVICE_ACCEPT it asks with "none" what the server takes, then offers one identity after
-the other *without* a signature. When the server says PK_OK the core emits `SignatureWanted` and waits:
-the owner fetches the key, from a file with a passphrase or from an agent, and answers with
-``provide_signature`` or ``skip_identity``. So nobody is asked for a passphrase of a key that
+CLIENT. After SERVICE_ACCEPT it asks with "none" what the server takes, then offers one identity
+after the other *without* a signature. When the server says PK_OK the core emits `SignatureWanted`
+and waits: the owner fetches the key, from a file with a passphrase or from an agent, and answers
+with ``provide_signature`` or ``skip_identity``. So nobody is asked for a passphrase of a key that
 the server would refuse.
 
-SERVER. Whether a key may log a user in is asked of ``authorize``, a pure function. Who logged in is taken
-from the verified signature only, never from an earlier query (CVE-2024-45337). User and service may not
-change during the dialogue, and every request counts towards a limit.
+SERVER. Whether a key may log a user in is asked of ``authorize``, a pure function. Who logged in
+is taken from the verified signature only, never from an earlier query (CVE-2024-45337). User and
+service may not change during the dialogue, and every request counts towards a limit.
 
 To add a method: one entry in ``_METHODS`` of the role, and its message numbers in the phase table.
 """
@@ -317,7 +317,7 @@ class ServerAuth:
 
 
 def _parse_offer_untrusted(method_specific: bytes) -> _KeyOffer:
-    """Parse the fields of "publickey"; a key that cannot be parsed fails the attempt, not the link."""
+    """Parse the fields of "publickey"; a bad key fails the attempt, not the link."""
     has_signature = wire.Reader(method_specific).boolean()
     signature = None
     if has_signature:
