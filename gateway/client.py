@@ -101,6 +101,7 @@ async def connect(
         log.warning("%s", problem)
     _warn_of_problems(identities)
     listeners = [(forward, _listen(forward, config)) for forward in config.dynamic_forwards]
+    started_s = trio.current_time()
     carrier = SocketCarrier(await _dial(config, timeout_s), _name(config))
     client = ClientLink(
         ClientSetup(
@@ -117,7 +118,9 @@ async def connect(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.run)
         try:
-            login = await _log_in(client, _Dialogue(checker, identities, person), timeout_s)
+            spent_s = trio.current_time() - started_s
+            dialogue = _Dialogue(checker, identities, person)
+            login = await _log_in(client, dialogue, timeout_s - spent_s)
         except AuthenticationError as error:
             outcome = _explained(error, config, identities)
         except GatewayError as error:

@@ -9,6 +9,7 @@ sshd:openssh-server
 dropbear:dropbear-bin
 plink:putty-tools
 curl:curl
+chromium:chromium
 ip:iproute2
 nft:nftables
 ps:procps

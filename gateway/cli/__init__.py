@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Final
 
@@ -18,6 +19,7 @@ usage: gateway connect [options] [user@]host [command]   a proxy or a tunnel ove
 
 def main() -> int:
     """Run the command that the arguments name; return the exit status."""
+    _fill_standard_descriptors()
     arguments = sys.argv[1:]
     command = arguments[0] if arguments else ""
     match command:
@@ -38,3 +40,13 @@ def main() -> int:
     problem = f"there is no command {command!r}" if command else "a command is missing"
     print(f"gateway: {problem}: see gateway --help", file=sys.stderr)
     return 255
+
+
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null where standard input, output or error are closed, as ssh(1) does.
+
+    Otherwise the next socket would get such a number, and what is printed would go into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)

@@ -8,22 +8,12 @@ import logging
 import os
 import pwd
 import socket
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from gateway import events
-from gateway.cli.terminal import (
-    EXIT_FAILURE,
-    Parser,
-    Person,
-    say,
-    start_logging,
-    until_signal,
-)
+from gateway.cli.terminal import EXIT_FAILURE, Parser, Person, run, say, start_logging
 from gateway.client import ClientOptions, connect
 from gateway.config.addresses import parse_destination
 from gateway.config.ssh_config import (
@@ -36,7 +26,9 @@ from gateway.config.ssh_config import (
     quoted,
     read_host_config,
 )
-from gateway.errors import ConfigError, GatewayError
+from gateway.errors import ConfigError
+
+STANDARD_INPUT: Final = 0
 
 # ssh(1)'s options that a tunnel does not need: accepted, the first group in silence.
 _WITHOUT_EFFECT: Final = ("a", "k", "x", "T")
@@ -223,14 +215,7 @@ def run_connect(arguments: list[str]) -> int:
         logging.getLogger(__name__).warning("%s", warning)
     runs_session = not parsed.no_session and config.session_type is not SessionType.NONE
     options = ClientOptions(
-        config, runs_session, parsed.command, None if parsed.no_input else sys.stdin.fileno()
+        config, runs_session, parsed.command, None if parsed.no_input else STANDARD_INPUT
     )
-    try:
-        report = _report_nothing if quiet else _report
-        return trio.run(until_signal, partial(connect, options, Person(), report))
-    except KeyboardInterrupt:
-        return EXIT_FAILURE
-    except GatewayError as error:
-        if not quiet:
-            say(str(error))
-        return EXIT_FAILURE
+    report = _report_nothing if quiet else _report
+    return run(partial(connect, options, Person(), report), quiet=quiet)

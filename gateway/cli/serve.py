@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-
 from gateway import events
-from gateway.cli.terminal import EXIT_FAILURE, Parser, say, start_logging, until_signal
+from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, start_logging
 from gateway.config.addresses import (
     ALL_INTERFACES,
     HostPort,
@@ -21,7 +19,7 @@ from gateway.config.addresses import (
     is_address,
 )
 from gateway.config.identities import load_private_key_file
-from gateway.errors import ConfigError, GatewayError, printable
+from gateway.errors import ConfigError, printable
 from gateway.policy.permit import OpenRule
 from gateway.server import Server, ServerOptions
 from gateway.ssh.authorized_keys import parse_authorized_keys
@@ -168,19 +166,9 @@ def run_serve(arguments: list[str]) -> int:
         parsed = _parser().parse_args(arguments)
         start_logging((logging.WARNING, logging.INFO, logging.DEBUG)[min(parsed.verbose, 2)])
         options = _options(parsed)
-        for key in options.host_keys:
-            say(f"host key {key.public.algorithm} {key.public.fingerprint}")
-        return trio.run(until_signal, partial(_serve, options))
-    except* GatewayError as group:
-        say(str(first_of(group)))
-    except* KeyboardInterrupt:
-        pass
-    return EXIT_FAILURE
-
-
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first single exception in a group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    except ConfigError as error:
+        say(str(error))
+        return EXIT_FAILURE
+    for key in options.host_keys:
+        say(f"host key {key.public.algorithm} {key.public.fingerprint}")
+    return run(partial(_serve, options), after_signal=0)

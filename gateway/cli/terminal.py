@@ -6,6 +6,7 @@ import argparse
 import getpass
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -75,15 +76,23 @@ def _ask_secret(prompt: str) -> str | None:
     return getpass.getpass(prompt)
 
 
+def raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system grants; every carried connection needs one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def start_logging(level: int) -> None:
     """Send the log to standard error, in the form of `say`."""
     logging.basicConfig(level=level, format="gateway: %(message)s", stream=sys.stderr, force=True)
     logging.raiseExceptions = False
 
 
-async def until_signal(function: Callable[[], Awaitable[int]]) -> int:
-    """Run a command's function; SIGINT, SIGTERM and SIGHUP cancel it, so that it cleans up."""
-    status = EXIT_FAILURE
+async def until_signal(function: Callable[[], Awaitable[int]], status: int) -> int:
+    """Run a command's function; SIGINT, SIGTERM and SIGHUP cancel it, so that it cleans up.
+
+    Returns what the function returned, or ``status`` after a signal.
+    """
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -95,3 +104,31 @@ async def until_signal(function: Callable[[], Awaitable[int]]) -> int:
             status = await function()
             nursery.cancel_scope.cancel()
     return status
+
+
+def run(
+    function: Callable[[], Awaitable[int]],
+    *,
+    quiet: bool = False,
+    after_signal: int = EXIT_FAILURE,
+) -> int:
+    """Run a command's function on trio to its end or a signal; return the exit status.
+
+    A `GatewayError` becomes its one sentence, however deep in nurseries it was raised.
+    """
+    try:
+        raise_descriptor_limit()
+        return trio.run(until_signal, function, after_signal)
+    except* GatewayError as group:
+        if not quiet:
+            say(str(_first_of(group)))
+    except* KeyboardInterrupt:
+        pass
+    return EXIT_FAILURE
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

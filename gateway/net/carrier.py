@@ -73,7 +73,6 @@ class DescriptorCarrier:
         self.name = name
         self._read_fd = read_fd
         self._write_fd = write_fd
-        self._is_open = True
 
     def recv_into(self, space: memoryview) -> int:
         """See `Carrier`."""
@@ -93,8 +92,7 @@ class DescriptorCarrier:
 
     def close(self) -> None:
         """See `Carrier`."""
-        if self._is_open:
-            self._is_open = False
-            for fd in {self._read_fd, self._write_fd}:
-                trio.lowlevel.notify_closing(fd)
-                os.close(fd)
+        for fd in {self._read_fd, self._write_fd} - {-1}:
+            trio.lowlevel.notify_closing(fd)
+            os.close(fd)
+        self._read_fd = self._write_fd = -1  # the numbers may be somebody else's soon

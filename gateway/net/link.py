@@ -91,11 +91,12 @@ class ChannelPort:
         )
 
     async def wait_room(self) -> None:
-        """Wait until ``channel.room()`` is not empty.
+        """Let others run, and wait until ``channel.room()`` is not empty.
 
         Raises `ChannelClosed` or `ConnectionLost` when it never will be. Others may take
         the room before this task runs again.
         """
+        await trio.lowlevel.checkpoint()
         while True:
             if self.failure is not None:
                 raise self.failure
@@ -255,6 +256,8 @@ class Link:
                     await carrier.wait_readable()
                 else:
                     await trio.lowlevel.checkpoint()
+        except ConnectionLost as error:
+            self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error}"))
         except GatewayError as error:
             self._dispatch()
             self._fail(error)

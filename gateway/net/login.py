@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.ssh.keys import PublicKey
     from gateway.ssh.protocol import ClientSetup
 
+MINIMUM_TIMEOUT_S: Final = 1.0
 MAXIMUM_EVENTS: Final = 64  # that may wait during the login; a server sends a handful
 
 _WAITING_FOR: Final = {
@@ -101,7 +102,7 @@ class ClientLink:
 
         Raises `ConnectionLost`, `HostKeyError`, `AuthenticationError` or `RemoteProtocolError`.
         """
-        remaining_s = timeout_s
+        remaining_s = timeout_s = max(timeout_s, MINIMUM_TIMEOUT_S)
         while True:
             asked_s = trio.current_time()
             event = await self._next_event(remaining_s, timeout_s)

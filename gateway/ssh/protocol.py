@@ -178,10 +178,12 @@ class Protocol:
     def _how_it_ended(self) -> str:
         phase = self.transport.phase
         if phase is Phase.VERSION:
-            return "the peer closed the connection before it said anything in SSH"
+            return (
+                "the peer closed it before it said anything in SSH: is this an SSH server's port?"
+            )
         if phase in (Phase.CONNECTION, Phase.REKEY, Phase.REKEY_NEWKEYS):
-            return "the peer closed the connection"
-        return f"the peer closed the connection during the login (phase: {phase.value})"
+            return "the peer closed it"
+        return f"the peer closed it during the login (phase: {phase.value}): its log may say why"
 
     def _give_up(self, error: RemoteProtocolError) -> None:
         try:
