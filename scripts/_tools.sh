@@ -14,6 +14,7 @@ ip:iproute2
 nft:nftables
 ps:procps
 vagrant:vagrant vagrant-libvirt
+mmdebstrap:mmdebstrap
 '
 
 missing_packages() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from gateway.net.carrier import Carrier
     from gateway.ssh.keys import PublicKey
     from gateway.ssh.protocol import ClientSetup
+
+log = logging.getLogger(__name__)
 
 MINIMUM_TIMEOUT_S: Final = 1.0
 MAXIMUM_EVENTS: Final = 64  # that may wait during the login; a server sends a handful
@@ -87,8 +90,19 @@ class ClientLink:
                 self.debug_messages = [*self.debug_messages[-7:], message]
             case events.GlobalReplied() | events.PongReceived():
                 pass
-            case events.KeysExchanged(number) if number > 1:
-                pass
+            case events.VersionReceived(version):
+                log.info("%s is %s", self.link.carrier.name, version)
+            case events.KeysExchanged():
+                log.log(
+                    logging.INFO if event.count == 1 else logging.DEBUG,
+                    "keys %d: %s, %s, %s out, %s in%s",
+                    event.count,
+                    event.kex,
+                    event.host_key,
+                    event.cipher_client_to_server,
+                    event.cipher_server_to_client,
+                    "" if event.strict else ", not strict",
+                )
             case _:
                 try:
                     self._to_login.send_nowait(event)
