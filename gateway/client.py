@@ -120,7 +120,7 @@ async def connect(
         try:
             spent_s = trio.current_time() - started_s
             dialogue = _Dialogue(checker, identities, person)
-            login = await _log_in(client, dialogue, timeout_s - spent_s)
+            login = await client.log_in(dialogue, timeout_s - spent_s)
         except AuthenticationError as error:
             outcome = _explained(error, config, identities)
         except GatewayError as error:
@@ -169,16 +169,6 @@ def _dial_remedy(error: DialError) -> str:
         case errno.EADDRNOTAVAIL:
             return "the bind address (-b) is not one of this machine"
     return "check the address and the port"
-
-
-async def _log_in(
-    client: ClientLink, dialogue: _Dialogue, timeout_s: float
-) -> events.Authenticated:
-    try:
-        return await client.log_in(dialogue, timeout_s)
-    finally:
-        for message in client.debug_messages:
-            log.debug("the server says: %s", printable(message))
 
 
 def _explained(

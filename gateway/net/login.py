@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from gateway import events
-from gateway.errors import AuthenticationError, ConnectionLost, RemoteProtocolError
+from gateway.errors import AuthenticationError, ConnectionLost, RemoteProtocolError, printable
 from gateway.net.link import Link
 from gateway.ssh.keys import parse_public_key_untrusted
 from gateway.ssh.protocol import Protocol as SSHProtocol
@@ -69,7 +69,6 @@ class ClientLink:
             alive_interval_s=alive_interval_s,
             alive_count_max=alive_count_max,
         )
-        self.debug_messages: list[str] = []
         self._to_login, self._from_link = trio.open_memory_channel[events.Event](MAXIMUM_EVENTS)
 
     async def run(self) -> None:
@@ -84,10 +83,8 @@ class ClientLink:
             case events.GlobalRequested(_, want_reply):
                 if want_reply:
                     self.link.protocol.connection.reply_global(success=False)
-            case events.ChannelOpenRequested(channel_id):
-                self.link.refuse_channel(channel_id, 1, "this side opens channels only itself")
             case events.DebugReceived(message):
-                self.debug_messages = [*self.debug_messages[-7:], message]
+                log.debug("%s says: %s", self.link.carrier.name, printable(message))
             case events.GlobalReplied() | events.PongReceived():
                 pass
             case events.VersionReceived(version):
