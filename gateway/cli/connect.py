@@ -135,6 +135,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     before = _options()
     before.add_argument("rest", nargs=argparse.REMAINDER)
     namespace = before.parse_args(arguments)
+    if namespace.rest[:1] == ["--"]:
+        del namespace.rest[0]
     if not namespace.rest:
         parser.error("the host is missing")
     namespace.destination, rest = namespace.rest[0], namespace.rest[1:]

@@ -177,12 +177,17 @@ async def _race(target: str, addresses: list[Address], options: DialOptions) -> 
             winners.append(sock)
         nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        for address in addresses:
-            failed = trio.Event()
-            nursery.start_soon(attempt, address, failed)
-            with trio.move_on_after(ATTEMPT_DELAY_S):
-                await failed.wait()
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed)
+                with trio.move_on_after(ATTEMPT_DELAY_S):
+                    await failed.wait()
+    except trio.Cancelled:  # from outside, perhaps after an attempt has won
+        for sock in winners:
+            sock.close()
+        raise
     if winners:
         return winners[0]
     raise _as_dial_error(target, failures)

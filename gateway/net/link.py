@@ -111,8 +111,9 @@ class ChannelPort:
 
     def consumed(self, length: int) -> None:
         """Give back credit for bytes that the sink had kept."""
-        self.channel.consumed(length)
-        self.link.flush()
+        if self.failure is None:
+            self.channel.consumed(length)
+            self.link.flush()
 
     def send_eof(self) -> None:
         """End our direction, if it is still open."""
@@ -248,7 +249,7 @@ class Link:
                 now_s = self._heard_s = trio.current_time()
                 is_all = length < len(space)
                 protocol.received(length, now_s)
-                self._dispatch()
+                self.dispatch()
                 self.flush()
                 if not protocol.may_read:
                     await self._drained.park()
@@ -259,7 +260,7 @@ class Link:
         except ConnectionLost as error:
             self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error}"))
         except GatewayError as error:
-            self._dispatch()
+            self.dispatch()
             self._fail(error)
         except OSError as error:
             self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error.strerror}"))
@@ -366,7 +367,8 @@ class Link:
 
     # -- events ------------------------------------------------------------------------------------
 
-    def _dispatch(self) -> None:
+    def dispatch(self) -> None:
+        """Act on what the protocol said: after every batch, and after a call that may emit."""
         while (event := self.protocol.next_event()) is not None:
             match event:
                 case events.OnChannel(channel_id):

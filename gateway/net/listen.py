@@ -97,12 +97,18 @@ async def serve(
     handler: Callable[[socket.socket], Awaitable[None]],
     nursery: trio.Nursery,
 ) -> None:
-    """Accept for ever, one task for each client. The handler owns the socket and must not raise."""
+    """Accept until the listener is closed, one task for each client.
+
+    The handler owns the socket and must not raise.
+    """
     while True:
         try:
             client, _ = listener.accept()
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(listener)
+            try:
+                await trio.lowlevel.wait_readable(listener)
+            except trio.ClosedResourceError:
+                return
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 await trio.sleep(EXHAUSTED_PAUSE_S)

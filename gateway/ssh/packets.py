@@ -162,17 +162,23 @@ class Outbound:
     # -- control lane ------------------------------------------------------------------------------
 
     def append(self, payload: bytes) -> None:
-        """Send a control message; it waits behind earlier ones and while keys are exchanged."""
+        """Send a control message; it waits behind earlier ones and while keys are exchanged.
+
+        Never raises: tasks that have nothing to do with a misdeed of the peer come here too.
+        """
         if self._lane or self._kex_running or not self._fits(payload, KEX_RESERVE):
             self._lane.append(payload)
             self._lane_bytes += len(payload)
             self.accepts_data = False
-            if self._lane_bytes > LANE_HARD_LIMIT:
-                raise RemoteProtocolError(
-                    "the peer asks for more and more replies but does not let us send them"
-                )
         else:
             self._seal(payload)
+
+    def check_lane(self) -> None:
+        """Refuse a peer whose requests have filled the lane. Call once per batch received."""
+        if self._lane_bytes > LANE_HARD_LIMIT:
+            raise RemoteProtocolError(
+                "the peer asks for more and more replies but does not let us send them"
+            )
 
     def append_transport(self, payload: bytes) -> None:
         """Send a transport message (1-49) at once, also during a key exchange."""

@@ -112,6 +112,7 @@ class Protocol:
             if self.transport.phase is not Phase.VERSION or self.transport.receive_version():
                 self._receive_packets(now_s)
             self.transport.after_batch(now_s)
+            self.outbound.check_lane()
         except RemoteProtocolError as error:
             self._give_up(error)
             raise
