@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import logging
 import os
 import resource
 import signal
 import sys
+import termios
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -17,7 +19,7 @@ import trio
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -52,7 +54,24 @@ class Person:
 
     async def ask_secret(self, prompt: str) -> str | None:
         """Return a line that was typed unseen, or None if there is no terminal."""
-        return await _with_terminal(lambda: _ask_secret(prompt))
+        with _settings_restored():
+            return await _with_terminal(lambda: _ask_secret(prompt))
+
+
+@contextlib.contextmanager
+def _settings_restored() -> Iterator[None]:
+    """Put the terminal's settings back, which a thread abandoned by Ctrl-C does not do."""
+    try:
+        terminal = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    settings = termios.tcgetattr(terminal)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, settings)
+        os.close(terminal)
 
 
 async def _with_terminal(question: Callable[[], T]) -> T | None:

@@ -254,7 +254,7 @@ class HostPort:
     @classmethod
     def parse(cls, text: str, *, where: str = "") -> HostPort:
         """Read ``HOST:PORT``, either of which may be ``*``; an IPv6 address stands in brackets."""
-        found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):(.*)", text, re.DOTALL)
+        found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([^:]*)", text, re.DOTALL)
         if found is None:
             raise ConfigError(
                 f"{printable(text, 60) or 'an empty text'} is not of the form HOST:PORT",

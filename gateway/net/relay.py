@@ -12,8 +12,9 @@ woken, once; from then on data goes behind what is pending. Credit is given for 
 took, so at most one window is ever kept.
 
 The end: EOF becomes a FIN, after what is pending, and the other way round; CLOSE is sent when both
-directions ended. A broken socket closes the channel at once. A lost link resets the socket, so
-that the program at its end cannot take a cut-off download for a whole one.
+directions ended. A broken socket closes the channel at once. A lost link resets the socket, at
+once too, so that the program at its end cannot take a cut-off download for a whole one; but what
+was complete by then is still delivered.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Relay:
         self._wanted = trio.Event()
         self._upload_is_over = False
         self._is_broken = False  # the socket: nothing can be delivered, so the channel ends at once
+        self._is_cut_off = False  # the link was lost before both directions had ended
         self._scope = trio.CancelScope()
 
     async def run(self, early_data: bytes = b"") -> None:
@@ -51,7 +53,8 @@ class Relay:
         if self._sock.family in (socket.AF_INET, socket.AF_INET6):
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port.channel.sink = self._sink
-        port.on_change = self._wake
+        port.on_change = self._channel_changed
+        self._channel_changed()
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -59,7 +62,7 @@ class Relay:
                     await self._upload(early_data)
         finally:
             port.on_change = _nothing
-            if isinstance(port.failure, ConnectionLost):
+            if self._is_cut_off:
                 self._reset_on_close()
             port.close()
             trio.lowlevel.notify_closing(self._sock)
@@ -128,6 +131,15 @@ class Relay:
 
     def _wake(self) -> None:
         self._wanted.set()
+
+    def _channel_changed(self) -> None:
+        port = self._port
+        if isinstance(port.failure, ConnectionLost):
+            whole = port.close_received or (port.eof_received and self._upload_is_over)
+            if not whole:
+                self._is_cut_off = True
+                self._scope.cancel()
+        self._wake()
 
     async def _drain(self) -> None:
         """Write what is pending, then act on CLOSE, loss and EOF; end when both directions have."""

@@ -6,6 +6,7 @@ tests for such streams passes on it.
 
 from __future__ import annotations
 
+import operator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -82,7 +83,7 @@ class ChannelStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return some bytes, or b"" after the peer's EOF or CLOSE."""
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._receiver_is_busy:
             raise trio.BusyResourceError("another task is receiving on this channel")
