@@ -6,6 +6,7 @@ goes wrong in one link or channel ends that one, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,16 +67,17 @@ class Server:
 
     async def run(self) -> None:
         """Listen and serve until cancelled. Raises `NetworkSetupError`."""
-        listeners = [
-            listener
-            for host, port in self.options.listen
-            for listener in open_listeners(host, port)
-        ]
-        async with trio.open_nursery() as nursery:
-            for listener in listeners:
-                nursery.start_soon(serve, listener, self._serve_link, nursery)
-                address, port = listener.getsockname()[:2]
-                self.report(events.ListenerOpened("SSH", address, port))
+        with contextlib.ExitStack() as stack:
+            listeners = [
+                stack.enter_context(listener)
+                for host, port in self.options.listen
+                for listener in open_listeners(host, port)
+            ]
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(serve, listener, self._serve_link, nursery)
+                    address, port = listener.getsockname()[:2]
+                    self.report(events.ListenerOpened("SSH", address, port))
 
     async def _serve_link(self, sock: socket.socket) -> None:
         if self.startups >= MAXIMUM_STARTUPS:
