@@ -22,6 +22,7 @@ from gateway.net.link import Link
 from gateway.net.listen import describe, is_own_address, open_listeners, serve
 from gateway.net.relay import Relay
 from gateway.policy.permit import OpenPolicy, OpenRule, PermissionDenied
+from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.messages import DirectTcpip
 from gateway.ssh.numbers import OpenFailure
 from gateway.ssh.protocol import Protocol, ServerSetup
@@ -54,6 +55,7 @@ class ServerOptions:
     permit_open: tuple[OpenRule, ...] = ()
     hosts: dict[str, str] = field(default_factory=dict)
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
+    preferences: Preferences = SERVER_PREFERENCES
 
 
 class Server:
@@ -100,8 +102,9 @@ class ServerLink:
 
     def __init__(self, server: Server, carrier: SocketCarrier) -> None:
         self._server = server
+        options = server.options
         setup = ServerSetup(
-            server.options.host_keys, self._authorize, rekey_limit=server.options.rekey_limit
+            options.host_keys, self._authorize, options.preferences, options.rekey_limit
         )
         self.link = Link(
             Protocol(setup, trio.current_time()),
