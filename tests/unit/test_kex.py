@@ -1,0 +1,185 @@
+"""Key exchange methods and key derivation against published vectors and a plain reference."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from gateway.errors import RemoteProtocolError
+from gateway.ssh import wire
+from gateway.ssh.algorithms import DEFAULT_KEX
+from gateway.ssh.ciphers import CIPHERS
+from gateway.ssh.kex import (
+    METHODS,
+    MLKEM768_CIPHERTEXT_SIZE,
+    MLKEM768_PUBLIC_SIZE,
+    Curve25519Sha256,
+    KeyMaterial,
+    Mlkem768X25519Sha256,
+    Transcript,
+)
+
+# RFC 7748 §6.1
+A = bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
+B = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+A_PUBLIC = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
+B_PUBLIC = bytes.fromhex("de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")
+SHARED = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
+
+
+def fixed(value):
+    return lambda size: value[:size]
+
+
+def plain_mpint(secret):
+    """RFC 4251 §5, step by step."""
+    stripped = secret.lstrip(b"\0")
+    if stripped and stripped[0] & 0x80:
+        stripped = b"\0" + stripped
+    return len(stripped).to_bytes(4, "big") + stripped
+
+
+def test_curve25519_gives_rfc_7748s_secret():
+    client, server = Curve25519Sha256(fixed(A)), Curve25519Sha256(fixed(B))
+    assert client.start() == A_PUBLIC
+    answer, k_server = server.respond(A_PUBLIC)
+    assert answer == B_PUBLIC
+    assert client.finish(B_PUBLIC) == k_server == plain_mpint(SHARED)
+
+
+@pytest.mark.parametrize(
+    ("starts", "length"),
+    [
+        (b"\x7f", 32),
+        (b"\x80", 33),
+        (b"\xff", 33),
+        (b"\0\x01", 31),
+        (b"\0\x80", 32),
+        (b"\0\0\x01", 30),
+        (b"\0\0\x80", 31),
+    ],
+)
+def test_k_is_an_mpint_in_its_shortest_form(starts, length):
+    """RFC 8731 §3.1: the secret's bytes are read big-endian; zeros go, a sign byte may come."""
+    secret = starts + bytes(range(1, 33 - len(starts)))
+    method = Curve25519Sha256(os.urandom)
+    method._x25519.shared = lambda _value: secret
+    k = method.finish(bytes(32))
+    assert k == plain_mpint(secret)
+    assert len(k) == 4 + length
+    assert wire.Reader(k).mpint() == int.from_bytes(secret, "big")
+
+
+def test_real_secrets_with_leading_zeros_agree():
+    """One in 256 exchanges has one: the classic interoperability bug."""
+    lengths = set()
+    for _ in range(1500):
+        client, server = Curve25519Sha256(os.urandom), Curve25519Sha256(os.urandom)
+        answer, k = server.respond(client.start())
+        assert client.finish(answer) == k
+        lengths.add(len(k) - 4)
+        if lengths >= {31, 32, 33}:
+            break
+    assert lengths >= {32, 33}
+
+
+def test_mlkem_sizes_and_agreement():
+    client, server = Mlkem768X25519Sha256(os.urandom), Mlkem768X25519Sha256(os.urandom)
+    value = client.start()
+    assert len(value) == 1216 == MLKEM768_PUBLIC_SIZE + 32
+    answer, k = server.respond(value)
+    assert len(answer) == 1120 == MLKEM768_CIPHERTEXT_SIZE + 32
+    assert client.finish(answer) == k
+    assert k[:4] == bytes((0, 0, 0, 32)), "a string of 32 bytes, never an mpint"
+    assert len(k) == 36
+
+
+def test_mlkem_k_is_the_hash_of_both_secrets_in_order():
+    client, server = Mlkem768X25519Sha256(os.urandom), Mlkem768X25519Sha256(os.urandom)
+    answer, k = server.respond(client.start())
+    mlkem = client._mlkem.decapsulate(answer[:MLKEM768_CIPHERTEXT_SIZE])
+    x25519 = client._x25519.shared(answer[MLKEM768_CIPHERTEXT_SIZE:])
+    assert k == wire.string(hashlib.sha256(mlkem + x25519).digest())
+
+
+def test_a_changed_mlkem_ciphertext_gives_another_secret_not_an_error():
+    """FIPS 203's implicit rejection; the exchange hash then finds it."""
+    client, server = Mlkem768X25519Sha256(os.urandom), Mlkem768X25519Sha256(os.urandom)
+    answer, k = server.respond(client.start())
+    assert client.finish(bytes((answer[0] ^ 1,)) + answer[1:]) != k
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("size", [0, 1, 31, 33, 1215, 1217, 1119, 1121, 1184, 1088])
+def test_wrong_sizes(name, size):
+    method = METHODS[name](os.urandom)
+    method.start()
+    for call in (method.respond, method.finish):
+        with pytest.raises(RemoteProtocolError, match=f"{size} bytes instead of"):
+            call(bytes(size))
+
+
+def test_every_method_we_offer_exists():
+    assert set(DEFAULT_KEX) == set(METHODS)
+
+
+# ---- exchange hash and keys (RFC 4253 §7.2, §8) --------------------------------------------------
+
+
+def test_the_exchange_hash_covers_every_field():
+    base = {
+        "client_version": b"SSH-2.0-c",
+        "server_version": b"SSH-2.0-s",
+        "client_kexinit": b"\x14client",
+        "server_kexinit": b"\x14server",
+    }
+    rest = {
+        "server_host_key": b"host",
+        "client_value": b"Q_C",
+        "server_value": b"Q_S",
+        "k": wire.mpint(255),
+    }
+    expected = hashlib.sha256(
+        b"\0\0\0\x09SSH-2.0-c\0\0\0\x09SSH-2.0-s\0\0\0\x07\x14client\0\0\0\x07\x14server"
+        b"\0\0\0\x04host\0\0\0\x03Q_C\0\0\0\x03Q_S\0\0\0\x02\0\xff"
+    ).digest()
+    assert Transcript(**base).exchange_hash(**rest) == expected
+    for name in base:
+        assert Transcript(**base | {name: b"?"}).exchange_hash(**rest) != expected
+    for name in rest:
+        assert Transcript(**base).exchange_hash(**rest | {name: b"?"}) != expected
+
+
+def plain_key(k, exchange_hash, session_id, letter, size):
+    """RFC 4253 §7.2, written out for up to four blocks."""
+    k1 = hashlib.sha256(k + exchange_hash + letter + session_id).digest()
+    k2 = hashlib.sha256(k + exchange_hash + k1).digest()
+    k3 = hashlib.sha256(k + exchange_hash + k1 + k2).digest()
+    k4 = hashlib.sha256(k + exchange_hash + k1 + k2 + k3).digest()
+    return (k1 + k2 + k3 + k4)[:size]
+
+
+@pytest.mark.parametrize("size", [0, 1, 12, 16, 31, 32, 33, 64, 65, 100, 128])
+@pytest.mark.parametrize("letter", [b"A", b"B", b"C", b"D", b"E", b"F"])
+def test_keys_longer_than_one_hash(letter, size):
+    k, exchange_hash, session_id = wire.mpint(2**255 + 7), b"H" * 32, b"S" * 32
+    material = KeyMaterial(k, exchange_hash, session_id)
+    assert material.derive(letter, size) == plain_key(k, exchange_hash, session_id, letter, size)
+
+
+@pytest.mark.parametrize("name", CIPHERS)
+def test_each_direction_has_its_own_letters(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        KeyMaterial,
+        "derive",
+        lambda _self, letter, size: asked.append((letter, size)) or bytes(size),
+    )
+    material = KeyMaterial(b"", b"", b"")
+    key_size = CIPHERS[name].key_size
+    material.cipher(name, client_to_server=True)
+    material.cipher(name, client_to_server=False)
+    assert asked == [(b"C", key_size), (b"A", 12), (b"D", key_size), (b"B", 12)]
+    assert key_size == (16 if "128" in name else 32)
