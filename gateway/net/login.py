@@ -93,12 +93,14 @@ class ClientLink:
             case events.KeysExchanged():
                 log.log(
                     logging.INFO if event.count == 1 else logging.DEBUG,
-                    "keys %d: %s, %s, %s out, %s in%s",
+                    "keys %d: %s, %s, %s %s out, %s %s in%s",
                     event.count,
                     event.kex,
                     event.host_key,
                     event.cipher_client_to_server,
+                    event.mac_client_to_server,
                     event.cipher_server_to_client,
+                    event.mac_server_to_client,
                     "" if event.strict else ", not strict",
                 )
                 if event.count == 1 and event.kex not in POST_QUANTUM_KEX:

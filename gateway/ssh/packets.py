@@ -131,7 +131,7 @@ class Outbound:
         """Seal the first bytes in ROOM as one CHANNEL_DATA; ``accepts_data`` must be true."""
         cipher = self.cipher
         block = cipher.block_size
-        padding_length = block - (10 + data_length) % block
+        padding_length = block - (cipher.aligned_header + 10 + data_length) % block
         if padding_length < MINIMUM_PADDING:
             padding_length += block
         packet_length = 10 + data_length + padding_length

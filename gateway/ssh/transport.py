@@ -431,6 +431,8 @@ class Transport:
                 chosen.host_key,
                 chosen.cipher_client_to_server,
                 chosen.cipher_server_to_client,
+                chosen.mac_client_to_server,
+                chosen.mac_server_to_client,
                 self.strict,
             )
         )

@@ -35,6 +35,7 @@ FIELDS = {
     messages.Boolean: st.booleans(),
     messages.Byte: st.integers(0, 255),
     messages.UInt32: st.integers(0, 2**32 - 1),
+    messages.MPInt: st.integers(0, 2**200),
     messages.String: st.binary(max_size=40),
     messages.Text: st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
     messages.LooseText: st.text(st.characters(codec="utf-8"), max_size=20),

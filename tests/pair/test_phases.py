@@ -18,7 +18,7 @@ from gateway.ssh.algorithms import STRICT_C, STRICT_S, Preferences
 from gateway.ssh.kex import (
     MLKEM768_CIPHERTEXT_SIZE,
     MLKEM768_PUBLIC_SIZE,
-    Mlkem768X25519Sha256,
+    Mlkem768X25519,
 )
 from gateway.ssh.keys import PrivateKey
 from gateway.ssh.numbers import Disconnect, Msg
@@ -501,7 +501,7 @@ def test_points_of_small_order(role, point, method):
     value = point
     if method == HYBRID:
         if role is Role.SERVER:
-            value = Mlkem768X25519Sha256(os.urandom).start()[:MLKEM768_PUBLIC_SIZE] + point
+            value = Mlkem768X25519(os.urandom).start()[:MLKEM768_PUBLIC_SIZE] + point
         else:
             value = bytes(MLKEM768_CIPHERTEXT_SIZE) + point
     with pytest.raises(RemoteProtocolError, match="small order") as caught:

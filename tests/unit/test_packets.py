@@ -196,11 +196,11 @@ def test_what_we_send_is_aligned_with_random_padding_of_at_least_4(make_cipher, 
 # ---- numbers and nonces --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CIPHERS)
+@pytest.mark.parametrize("name", [name for name in CIPHERS if "gcm" in name])
 def test_each_packet_has_its_own_nonce_and_the_counter_wraps_alone(name):
     spec = CIPHERS[name]
     key, iv = os.urandom(spec.key_size), b"fix!" + b"\xff" * 7 + b"\xfe"
-    one, two = spec.make(key, iv), spec.make(key, iv)
+    one, two = spec.make(key, iv, "", b""), spec.make(key, iv, "", b"")
     outputs = set()
     for _ in range(4):
         plain = memoryview(frame(16, 4))
