@@ -59,8 +59,7 @@ class Suite:
     @property
     def name(self) -> str:
         """The name of its file."""
-        short = (part.partition("@")[0] for part in (self.kex, self.cipher, self.mac) if part)
-        return "+".join(short)
+        return "+".join(part for part in (self.kex, self.cipher, self.mac) if part)
 
 
 @dataclass
