@@ -11,8 +11,13 @@ from gateway.errors import ConfigError, RemoteProtocolError
 from gateway.ssh import keyfiles
 from gateway.ssh.authorized_keys import parse_authorized_keys
 from gateway.ssh.keyfiles import encode_private_key_file, parse_private_key_file_untrusted
-from gateway.ssh.keys import PrivateKey, parse_public_key_untrusted, read_key_text
-from gateway.ssh.known_hosts import KnownHosts, Status, match_pattern
+from gateway.ssh.keys import (
+    PrivateKey,
+    match_pattern,
+    parse_public_key_untrusted,
+    read_key_text,
+)
+from gateway.ssh.known_hosts import KnownHosts, Status
 from gateway.ssh.wire import string, uint32
 
 KEY = PrivateKey.generate(lambda length: b"k" * length)
@@ -143,15 +148,15 @@ TEXTS = (
 def test_known_hosts(text, host, port):
     hosts = KnownHosts.parse([("name", text)])
     assert all(problem.isprintable() for problem in hosts.problems)
-    verdict = hosts.lookup(host, port, KEY.public)
+    verdict = hosts.lookup(host, port, KEY.public, 0.0)
     assert (verdict.entry is None) == (verdict.status is Status.UNKNOWN)
     if verdict.status in (Status.KNOWN, Status.REVOKED):
         assert verdict.entry.blob == BLOB
     algorithms = hosts.host_key_algorithms_for(host, port, ("a", "ssh-ed25519", "ssh-rsa"))
     assert sorted(algorithms) == ["a", "ssh-ed25519", "ssh-rsa"]
-    assert hosts.lookup(host, port, KEY.public) == verdict
+    assert hosts.lookup(host, port, KEY.public, 0.0) == verdict
     revoked = [("name", text), ("last", f"\n@revoked * {KEY.public.openssh_text()}")]
-    assert KnownHosts.parse(revoked).lookup(host, port, KEY.public).status is Status.REVOKED
+    assert KnownHosts.parse(revoked).lookup(host, port, KEY.public, 0.0).status is Status.REVOKED
 
 
 @given(TEXTS)

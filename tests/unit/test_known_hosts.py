@@ -11,14 +11,13 @@ import pytest
 
 from gateway.errors import ConfigError
 from gateway.ssh.keyfiles import encode_private_key_file
-from gateway.ssh.keys import PrivateKey, fingerprint
+from gateway.ssh.keys import PrivateKey, fingerprint, match_pattern
 from gateway.ssh.known_hosts import (
     KnownHosts,
     Marker,
     Status,
     format_line,
     host_name,
-    match_pattern,
 )
 from gateway.ssh.wire import mpint, string
 
@@ -31,6 +30,7 @@ def public_key(letter):
     return private_key(letter).public
 
 
+NOW = 1_800_000_000.0
 KEY = public_key("k")
 OTHER = public_key("o")
 THIRD = public_key("t")
@@ -46,7 +46,7 @@ def known(*lines):
 def status(text, host="host", port=22, key=KEY):
     hosts = known(*text.split("\n"))
     assert not hosts.problems
-    return hosts.lookup(host, port, key).status
+    return hosts.lookup(host, port, key, NOW).status
 
 
 @pytest.mark.parametrize(
@@ -119,27 +119,27 @@ def test_a_verdict_names_the_line_and_the_other_keys():
     hosts = KnownHosts.parse(
         [("a", f"# first\nhost {RSA}\nhost {O}\n"), ("b", f"\nhost {K}\n@revoked host {T}\n")]
     )
-    verdict = hosts.lookup("Host", 22, KEY)
+    verdict = hosts.lookup("Host", 22, KEY, NOW)
     assert (verdict.status, verdict.name) == (Status.KNOWN, "host")
     assert (verdict.entry.file, verdict.entry.line) == ("b", 2)
     assert verdict.entry.fingerprint == KEY.fingerprint
     assert [entry.algorithm for entry in verdict.other_keys] == ["ssh-rsa", "ssh-ed25519"]
 
-    revoked = hosts.lookup("host", 22, THIRD)
+    revoked = hosts.lookup("host", 22, THIRD, NOW)
     assert (revoked.status, revoked.entry.file, revoked.entry.line) == (Status.REVOKED, "b", 3)
     assert revoked.entry.marker is Marker.REVOKED
 
-    changed = hosts.lookup("host", 22, public_key("x"))
+    changed = hosts.lookup("host", 22, public_key("x"), NOW)
     assert changed.status is Status.CHANGED
     assert (changed.entry.file, changed.entry.line) == ("a", 3)  # the one of the same type
     assert changed.entry.fingerprint == OTHER.fingerprint
     assert len(changed.other_keys) == 3
 
-    only_rsa = known(f"host {RSA}").lookup("host", 22, KEY)
+    only_rsa = known(f"host {RSA}").lookup("host", 22, KEY, NOW)
     assert (only_rsa.status, only_rsa.entry.algorithm) == (Status.CHANGED, "ssh-rsa")
     assert only_rsa.entry.fingerprint == fingerprint(RSA_BLOB)
 
-    unknown = known(f"host {O}").lookup("host", 2222, KEY)
+    unknown = known(f"host {O}").lookup("host", 2222, KEY, NOW)
     assert (unknown.status, unknown.entry) == (Status.UNKNOWN, None)
     assert unknown.name == "[host]:2222"
     assert [entry.fingerprint for entry in unknown.other_keys] == [OTHER.fingerprint]
@@ -193,8 +193,8 @@ def test_a_line_that_cannot_be_read_is_a_problem_and_trusts_nothing(line, proble
     assert hosts.problems[0].endswith(", line ignored")
     assert any(part in hosts.problems[0] for part in problem.split("|"))
     assert hosts.problems[0].isprintable()
-    assert hosts.lookup("host", 22, KEY).status is Status.CHANGED
-    assert hosts.lookup("host", 22, OTHER).status is Status.KNOWN
+    assert hosts.lookup("host", 22, KEY, NOW).status is Status.CHANGED
+    assert hosts.lookup("host", 22, OTHER, NOW).status is Status.KNOWN
 
 
 def test_only_line_feeds_separate_lines():
@@ -203,7 +203,7 @@ def test_only_line_feeds_separate_lines():
         hosts = known(f"# comment{separator}host {K}")
         assert not hosts.entries
         hosts = known(f"other {O} comment{separator}host {K}")
-        assert hosts.lookup("host", 22, KEY).status is Status.UNKNOWN
+        assert hosts.lookup("host", 22, KEY, NOW).status is Status.UNKNOWN
 
 
 def test_case_is_ascii_only():
@@ -216,9 +216,9 @@ def test_case_is_ascii_only():
 def test_bytes_that_are_no_text_are_read():
     hosts = KnownHosts.parse([("kh", b"h\xffst " + K.encode() + b" \xfe\nhost " + K.encode())])
     assert hosts.problems == ()
-    assert hosts.lookup("host", 22, KEY).status is Status.KNOWN
-    assert hosts.lookup("h\udcffst", 22, KEY).status is Status.KNOWN
-    assert hosts.lookup("h\ud800st", 22, KEY).status is Status.UNKNOWN
+    assert hosts.lookup("host", 22, KEY, NOW).status is Status.KNOWN
+    assert hosts.lookup("h\udcffst", 22, KEY, NOW).status is Status.KNOWN
+    assert hosts.lookup("h\ud800st", 22, KEY, NOW).status is Status.UNKNOWN
 
 
 def test_absurd_size_is_refused_as_a_whole():
@@ -378,8 +378,8 @@ def test_a_file_hashed_by_ssh_keygen_says_the_same(tmp_path):
     for host in ("host", "HOST", "192.0.2.1", "192.0.2.2"):
         for port in (22, 2222, 23):
             for key in (KEY, OTHER, THIRD):
-                ours = before.lookup(host, port, key).status
-                assert after.lookup(host, port, key).status is ours
+                ours = before.lookup(host, port, key, NOW).status
+                assert after.lookup(host, port, key, NOW).status is ours
 
 
 @pytest.mark.interop
@@ -445,7 +445,7 @@ def test_ssh_trusts_and_distrusts_the_same_keys(tmp_path, text, port):
     command = ["ssh", "-F", "none", "-p", str(port), *(f"-o{option}" for option in options)]
     done = subprocess.run([*command, "nobody@host", "true"], capture_output=True, check=False)
     said = done.stderr.decode()
-    verdict = KnownHosts.parse([("kh", text)]).lookup("host", port, KEY).status
+    verdict = KnownHosts.parse([("kh", text)]).lookup("host", port, KEY, NOW).status
     if verdict is Status.KNOWN:
         assert "Permission denied" in said
         return
