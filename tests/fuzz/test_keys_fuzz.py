@@ -169,7 +169,9 @@ def test_authorized_keys(text):
     for entry in keys.entries:
         line = lines.split("\n")[entry.line - 1].strip(" \t\r")
         assert entry.options or line.startswith(entry.key.algorithm)
-        assert not {"command", "cert-authority"} & {name for name, _ in entry.options}
+        assert "command" not in {name for name, _ in entry.options}
+        assert entry.cert_authority == (("cert-authority", None) in entry.options)
+    assert found is None or not found.cert_authority
 
 
 @given(st.text("ab?*", max_size=12), st.text("ab", max_size=12))
