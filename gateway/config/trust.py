@@ -59,6 +59,7 @@ class HostKeyChecker:
         A certificate that no CA in the files vouches for is judged as its plain key, as ssh does.
         """
         verdict = self._known.lookup(self._config.host_name, self._config.port, key, time.time())
+        self._check_allowed(verdict)
         match verdict.status:
             case Status.KNOWN:
                 return
@@ -68,6 +69,17 @@ class HostKeyChecker:
                 raise HostKeyError(self._changed(verdict, verdict.key))
             case Status.UNKNOWN:
                 await self._meet(verdict, verdict.key)
+
+    def _check_allowed(self, verdict: Verdict) -> None:
+        """A key without its certificate must itself be one of HostKeyAlgorithms, as in ssh 10."""
+        if verdict.certificate_problem and not any(
+            name in self._config.host_key_algorithms for name in verdict.key.signature_algorithms
+        ):
+            raise HostKeyError(
+                f"the certificate of {verdict.name} does not count "
+                f"({verdict.certificate_problem}), and HostKeyAlgorithms has no "
+                f"{verdict.key.algorithm} keys without one"
+            )
 
     def _changed(self, verdict: Verdict, key: PublicKey) -> str:
         recorded = verdict.entry.fingerprint if verdict.entry else "another key"
