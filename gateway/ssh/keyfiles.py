@@ -351,9 +351,15 @@ _PEM_BEGINNINGS: Final = (
     _EC_PARAMETERS,
     *(b"-----BEGIN " + label + b"-----" for label in _PEM_LABELS),
 )
-_PEM_ENCRYPTED: Final = re.compile(rb"^Proc-Type: *4,ENCRYPTED[ \t]*\r?$", re.MULTILINE)
-_DEK_INFO: Final = re.compile(rb"^DEK-Info: *([^,\s]+)", re.MULTILINE)
-_DEK_CIPHERS: Final = (b"AES-128-CBC", b"AES-256-CBC", b"DES-EDE3-CBC")
+_PEM_ENCRYPTED: Final = re.compile(rb"\s*Proc-Type: *4,ENCRYPTED[ \t]*\r?\n")
+_DEK_INFO: Final = re.compile(
+    rb"DEK-Info: *([A-Za-z0-9-]+),([0-9A-Fa-f]+)[ \t]*\r?\n[ \t]*\r?\n([A-Za-z0-9+/=\s]*)"
+)
+_DEK_IV_DIGITS: Final[Mapping[bytes, int]] = {  # the ciphers of RFC 1423 that are supported
+    b"AES-128-CBC": 32,
+    b"AES-256-CBC": 32,
+    b"DES-EDE3-CBC": 16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,26 +392,37 @@ def _parse_pem(text: bytes, where: str) -> PrivateKeyFile:
     body, found, _ = text.partition(end)
     if not found or label not in _PEM_LABELS:
         raise ConfigError("the file is cut off: its END line is missing", where=where)
-    encrypted = label.startswith(b"ENCRYPTED")
-    if encrypted:
-        _check_cost(body[len(b"-----BEGIN ") + len(label) + len(b"-----") :], where)
-    elif _PEM_ENCRYPTED.search(body):
-        encrypted = True
-        _check_dek_info(body, where)
-    lines = [line.strip() for line in (body + end).splitlines()]
-    content = _PemContent(b"\n".join((*lines, b"")), encrypted)
-    return PrivateKeyFile(None if encrypted else content.open(b"").public, where, content)
+    body = body[len(b"-----BEGIN ") + len(label) + len(b"-----") :]
+    is_encrypted = label.startswith(b"ENCRYPTED")
+    headers: tuple[bytes, ...] = ()
+    if is_encrypted:
+        _check_cost(body, where)
+    elif found_type := _PEM_ENCRYPTED.match(body):
+        is_encrypted = True
+        headers, body = _read_dek_info(body[found_type.end() :], where)
+    lines = (b"-----BEGIN " + label + b"-----", *headers, *map(bytes.strip, body.splitlines()), end)
+    content = _PemContent(b"\n".join((*lines, b"")), is_encrypted)
+    return PrivateKeyFile(None if is_encrypted else content.open(b"").public, where, content)
 
 
-def _check_dek_info(body: bytes, where: str) -> None:
-    found = _DEK_INFO.search(body)
-    if found is None or found[1] not in _DEK_CIPHERS:
-        cipher = printable(found[1], 64) if found else "an unknown cipher"
+def _read_dek_info(text: bytes, where: str) -> tuple[tuple[bytes, ...], bytes]:
+    """Return the headers of an encrypted key in the one form they can have, and what follows.
+
+    The library takes the length of the initialisation vector on trust.
+    """
+    found = _DEK_INFO.fullmatch(text)
+    if found is None:
+        raise ConfigError("the file is damaged: its DEK-Info is malformed", where=where)
+    cipher, iv, body = found.groups()
+    if cipher not in _DEK_IV_DIGITS:
         raise ConfigError(
-            f"the file is encrypted with {cipher}, which is not supported",
+            f"the file is encrypted with {printable(cipher, 64)}, which is not supported",
             where=where,
             remedy=f"`ssh-keygen -p -f {_shell_name(where)}` changes that",
         )
+    if len(iv) != _DEK_IV_DIGITS[cipher]:
+        raise ConfigError("the file is damaged: its DEK-Info is malformed", where=where)
+    return (b"Proc-Type: 4,ENCRYPTED", b"DEK-Info: " + cipher + b"," + iv.upper(), b""), body
 
 
 _DER_INTEGER: Final = 0x02

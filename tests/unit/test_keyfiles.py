@@ -464,7 +464,28 @@ def test_many_beginnings_take_no_time():
     assert time.perf_counter() - started < 1
 
 
-@pytest.mark.parametrize("cipher", [b"AES-192-CBC", b"DES-CBC", b"\x1b", b""])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"DEK-Info: \x1b,00\n\n",
+        b"DEK-Info: AES-128-CBC\n\n",
+        b"DEK-Info: AES-128-CBC," + b"0" * 32 + b"\n",
+        b"DEK-Info: AES-128-CBC," + b"0" * 30 + b"\n\n",  # the library panics
+        b"DEK-Info: AES-128-CBC," + b"0" * 34 + b"\n\n",
+        b"DEK-Info: AES-256-CBC," + b"0" * 31 + b"\n\n",
+        b"DEK-Info: DES-EDE3-CBC," + b"0" * 14 + b"\n\n",
+        b"DEK-Info: AES-128-CBC," + b"0" * 32 + b"\n\n!",
+        b"DEK-Info: AES-128-CBC," + b"0" * 32 + b"\nDEK-Info: AES-128-CBC,00\n\n",
+    ],
+)
+def test_malformed_headers_of_old_pem(header):
+    text = b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n" + header
+    message = refusal(text + b"AAAA\n-----END RSA PRIVATE KEY-----\n", "x", where="id")
+    assert message == "id: the file is damaged: its DEK-Info is malformed"
+
+
+@pytest.mark.parametrize("cipher", [b"AES-192-CBC", b"DES-CBC"])
 def test_old_pem_ciphers_that_are_not_supported(cipher):
     text = b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: " + cipher
     text += b",00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"
