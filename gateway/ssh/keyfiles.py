@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Never, Protocol
 
 import bcrypt
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -379,6 +379,8 @@ class _PemContent:
             if self.is_encrypted:
                 raise InvalidTag from exc
             raise RemoteProtocolError("it cannot be decoded") from exc
+        except InternalError as exc:  # an error inside OpenSSL
+            raise RemoteProtocolError("it cannot be decoded") from exc
         except UnsupportedAlgorithm as exc:
             raise UnsupportedKeyError("of a kind that is not supported", "unknown") from exc
         return read_private_key_untrusted(Reader(private_wire(key)))
@@ -456,16 +458,20 @@ def _check_cost(encoded: bytes, where: str) -> None:
         if tag != _DER_INTEGER:
             break
         numbers.append(int.from_bytes(value.rest(), "big"))
-    if name.rest() == _SCRYPT:
-        too_slow = math.prod(numbers[:3]) > MAXIMUM_SCRYPT_COST
-    else:
-        too_slow = bool(numbers) and numbers[0] > MAXIMUM_ITERATIONS
-    if too_slow:
+    is_scrypt = name.rest() == _SCRYPT
+    if not numbers or 0 in numbers or (is_scrypt and not _is_power_of_two(numbers[0])):
+        raise RemoteProtocolError("the numbers of its key derivation make no sense")
+    cost = math.prod(numbers[:3]) if is_scrypt else numbers[0]
+    if cost > (MAXIMUM_SCRYPT_COST if is_scrypt else MAXIMUM_ITERATIONS):
         raise ConfigError(
             "to derive its key from the passphrase would take too long",
             where=where,
             remedy=f"`openssl pkcs8 -topk8 -in {_shell_name(where)} -out NEWFILE` changes that",
         )
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 1 and number & (number - 1) == 0
 
 
 def _der(fields: Reader) -> tuple[int, Reader]:

@@ -18,7 +18,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InternalError, InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -378,7 +378,7 @@ class _RsaSigner:
         """One computed wrongly would give the key away (Lenstra 1996), so it is verified."""
         try:
             signature = self._key.sign(data, PKCS1v15(), _RSA_HASHES[algorithm])
-        except ValueError:
+        except (ValueError, InternalError):
             signature = b""
         if not self._verifier.check(algorithm, signature, data):
             raise ConfigError("the RSA key makes wrong signatures: it is damaged")

@@ -550,6 +550,25 @@ def test_a_slow_derivation_is_refused_before_it_is_begun(algorithm, too_slow):
 
 
 @pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        (PBKDF2, ()),
+        (PBKDF2, (0,)),
+        (PBKDF2, (2048, 0)),
+        (SCRYPT, (0, 0, 0)),
+        (SCRYPT, (1, 8, 1)),
+        (SCRYPT, (3, 8, 1)),
+        (SCRYPT, (16384, 0, 1)),
+        (SCRYPT, (16384, 8, 0)),
+    ],
+)
+def test_a_derivation_without_sense_is_refused_before_it_is_begun(name, numbers, monkeypatch):
+    """OpenSSL would refuse it too, but leave an error behind for whoever comes next."""
+    monkeypatch.setattr(keyfiles, "load_pem_private_key", lambda *_, **__: pytest.fail("begun"))
+    assert "key derivation make no sense" in refusal(pkcs8(pbes2(name, *numbers)), "x")
+
+
+@pytest.mark.parametrize(
     "content",
     [b"", b"\x30", b"\x30\x84\xff\xff\xff\xff", der(0x30), der(0x30, der(0x30)), b"\x30\x80",
      der(0x30, der(0x30, PBES2)), der(0x30, der(0x30, PBES2, der(0x30)))],
