@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConfigError
+from gateway.ssh.certificates import Certificate, parse_public_key_file_untrusted
 from gateway.ssh.keyfiles import (
     PrivateKeyFile,
     WrongPassphrase,
@@ -36,20 +38,25 @@ class Identities:
         self.problems: list[str] = []
         for path in config.identity_files if config.pubkey_authentication else ():
             try:
-                found = load_private_key_file(path)
+                found = _with_public_key(load_private_key_file(path), path)
             except FileNotFoundError:
                 if not config.identity_files_are_default:
                     self.problems.append(f"{path}: there is no such file")
             except ConfigError as error:
                 self.problems.append(str(error))
             else:
-                if found.public_key not in self.public_keys:
+                if found.public_key is None:
+                    self.problems.append(
+                        f"{path}: the encrypted key does not show its public key: "
+                        f"`ssh-keygen -y -f {shlex.quote(str(path))}` prints it, for {path}.pub"
+                    )
+                elif found.public_key not in self.public_keys:
                     self._files.append(found)
 
     @property
     def public_keys(self) -> tuple[PublicKey, ...]:
         """What may be offered to a server."""
-        return tuple(file.public_key for file in self._files)
+        return tuple(file.public_key for file in self._files if file.public_key is not None)
 
     async def sign(
         self,
@@ -67,7 +74,7 @@ class Identities:
             if key is None:
                 return None
             self._keys[identity] = key
-        return key.sign(data, key.public.algorithm)
+        return key.sign(data, key.public.signature_algorithms[0])
 
     async def _unlock(
         self,
@@ -106,6 +113,20 @@ class _Decryption:
 
     def __call__(self) -> PrivateKey:
         return self._file.decrypt(self._passphrase)
+
+
+def _with_public_key(file: PrivateKeyFile, path: Path) -> PrivateKeyFile:
+    """Take the public key from FILE.pub where the private key's file does not show it."""
+    if file.public_key is not None:
+        return file
+    public = path.with_name(path.name + ".pub")
+    try:
+        with public.open("rb") as stream:
+            text = stream.read(KEY_FILE_LIMIT)
+    except OSError:
+        return file
+    key = parse_public_key_file_untrusted(text, str(public))
+    return file.with_public_key(key.key if isinstance(key, Certificate) else key)
 
 
 def load_private_key_file(path: Path) -> PrivateKeyFile:

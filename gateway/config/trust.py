@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.config.ssh_config import StrictHostKeyChecking
 from gateway.errors import ConfigError, HostKeyError
+from gateway.ssh.certificates import Certificate
 from gateway.ssh.known_hosts import KnownHosts, Status, Verdict, format_line, host_name
 
 if TYPE_CHECKING:
@@ -52,20 +54,32 @@ class HostKeyChecker:
         )
 
     async def check(self, key: PublicKey) -> None:
-        """Return if the key is trusted; raise `HostKeyError` with the reason otherwise."""
-        verdict = self._known.lookup(self._config.host_name, self._config.port, key)
+        """Return if the key is trusted; raise `HostKeyError` with the reason otherwise.
+
+        A certificate that no CA in the files vouches for is judged as its plain key, as ssh does.
+        """
+        verdict = self._known.lookup(self._config.host_name, self._config.port, key, time.time())
+        self._check_allowed(verdict)
         match verdict.status:
             case Status.KNOWN:
                 return
             case Status.REVOKED:
-                raise HostKeyError(
-                    f"the host key of {verdict.name}, {key.fingerprint}, is marked as revoked in "
-                    f"{_place(verdict)}: do not connect, and ask the server's administrator"
-                )
+                raise HostKeyError(_revoked(verdict))
             case Status.CHANGED:
-                raise HostKeyError(self._changed(verdict, key))
+                raise HostKeyError(self._changed(verdict, verdict.key))
             case Status.UNKNOWN:
-                await self._meet(verdict, key)
+                await self._meet(verdict, verdict.key)
+
+    def _check_allowed(self, verdict: Verdict) -> None:
+        """A key without its certificate must itself be one of HostKeyAlgorithms, as in ssh 10."""
+        if verdict.certificate_problem and not any(
+            name in self._config.host_key_algorithms for name in verdict.key.signature_algorithms
+        ):
+            raise HostKeyError(
+                f"the certificate of {verdict.name} does not count "
+                f"({verdict.certificate_problem}), and HostKeyAlgorithms has no "
+                f"{verdict.key.algorithm} keys without one"
+            )
 
     def _changed(self, verdict: Verdict, key: PublicKey) -> str:
         recorded = verdict.entry.fingerprint if verdict.entry else "another key"
@@ -81,6 +95,8 @@ class HostKeyChecker:
     async def _meet(self, verdict: Verdict, key: PublicKey) -> None:
         """An unknown key: ask, accept or refuse."""
         what = f"the host key of {verdict.name}, {key.algorithm} {key.fingerprint},"
+        if verdict.certificate_problem:
+            what += f" whose certificate does not count ({verdict.certificate_problem}),"
         match self._config.strict_host_key_checking:
             case StrictHostKeyChecking.YES:
                 raise HostKeyError(
@@ -127,6 +143,20 @@ class HostKeyChecker:
             self._person.say(f"warning: the host key could not be saved in {path}: {error}")
         else:
             self._person.say(f"added {name} ({key.algorithm} {key.fingerprint}) to {path}")
+
+
+def _revoked(verdict: Verdict) -> str:
+    what = f"the host key of {verdict.name}, {verdict.key.fingerprint},"
+    if (
+        isinstance(verdict.key, Certificate)
+        and verdict.entry
+        and verdict.entry.blob == verdict.key.ca_key.blob
+    ):
+        what = f"the CA of the host key of {verdict.name}, {verdict.entry.fingerprint},"
+    return (
+        f"{what} is marked as revoked in {_place(verdict)}: do not connect, and ask the server's "
+        f"administrator"
+    )
 
 
 def _place(verdict: Verdict) -> str:

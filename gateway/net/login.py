@@ -12,7 +12,7 @@ from gateway import events
 from gateway.errors import AuthenticationError, ConnectionLost, RemoteProtocolError, printable
 from gateway.net.link import Link
 from gateway.ssh.algorithms import POST_QUANTUM_KEX
-from gateway.ssh.keys import parse_public_key_untrusted
+from gateway.ssh.certificates import parse_key_or_certificate_untrusted
 from gateway.ssh.protocol import Protocol as SSHProtocol
 from gateway.ssh.transport import Phase
 from gateway.ssh.userauth import ClientAuth
@@ -129,7 +129,7 @@ class ClientLink:
             remaining_s -= trio.current_time() - asked_s
             match event:
                 case events.HostKeyReceived(_, blob):
-                    await dialogue.trust(parse_public_key_untrusted(blob))
+                    await dialogue.trust(parse_key_or_certificate_untrusted(blob))
                     self._check_alive()
                     self.link.protocol.accept_host_key()
                 case events.SignatureWanted(identity, data):

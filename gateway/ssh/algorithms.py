@@ -1,7 +1,7 @@
 """Algorithm names, our order of preference, and negotiation (RFC 4253 §7.1).
 
 To add an algorithm: its name goes into a tuple here, its code into the table of the same kind
-(`kex.METHODS`, `ciphers.CIPHERS`, `keys.KEY_TYPES`).
+(`kex.METHODS`, `ciphers.CIPHERS`, `keytypes.KEY_TYPES`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,30 @@ DEFAULT_KEX: Final = (
     "diffie-hellman-group18-sha512",
     "diffie-hellman-group14-sha256",
 )
-DEFAULT_HOST_KEY_ALGORITHMS: Final = ("ssh-ed25519",)  # RFC 8709
+
+# In OpenSSH's order (KEX_DEFAULT_PK_ALG in myproposal.h), certificates first. Never SHA-1.
+PLAIN_KEY_ALGORITHMS: Final = (
+    "ssh-ed25519",  # RFC 8709
+    "ecdsa-sha2-nistp256",  # RFC 5656
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",  # PROTOCOL.u2f
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+    "rsa-sha2-512",  # RFC 8332
+    "rsa-sha2-256",
+)
+DEFAULT_USER_KEY_ALGORITHMS: Final = (
+    "ssh-ed25519-cert-v01@openssh.com",  # PROTOCOL.certkeys
+    "ecdsa-sha2-nistp256-cert-v01@openssh.com",
+    "ecdsa-sha2-nistp384-cert-v01@openssh.com",
+    "ecdsa-sha2-nistp521-cert-v01@openssh.com",
+    "sk-ssh-ed25519-cert-v01@openssh.com",
+    "sk-ecdsa-sha2-nistp256-cert-v01@openssh.com",
+    "rsa-sha2-512-cert-v01@openssh.com",
+    "rsa-sha2-256-cert-v01@openssh.com",
+    *PLAIN_KEY_ALGORITHMS,
+)
+DEFAULT_HOST_KEY_ALGORITHMS: Final = DEFAULT_USER_KEY_ALGORITHMS
 
 # The order is for processors with AES instructions; `without_aes` has the one for others.
 AEAD_CIPHERS: Final = (

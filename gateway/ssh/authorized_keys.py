@@ -15,6 +15,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import RemoteProtocolError, printable
+from gateway.ssh.certificates import (
+    Certificate,
+    CertificateError,
+    UserCertificateOptions,
+    check_for_user,
+    is_certificate_type,
+)
 from gateway.ssh.keys import (
     UnsupportedKeyError,
     numbered_lines,
@@ -44,14 +51,12 @@ _WITHOUT_EFFECT: Final = frozenset(
 # Options of OpenSSH that would restrict or change something and are not done here.
 _NOT_SUPPORTED: Final = frozenset(
     {
-        "cert-authority",
         "command",
         "environment",
         "expiry-time",
         "from",
         "no-touch-required",
         "permitlisten",
-        "principals",
         "touch-required",
         "tunnel",
         "verify-required",
@@ -72,6 +77,9 @@ class AuthorizedKey:
 
     ``permit_open`` lists the only (host, port) pairs that may be opened, with "*" for every host or
     port; None is no limit. ``port_forwarding`` False forbids forwarding in both directions.
+
+    With ``cert_authority`` the key itself lets nobody in, only certificates that it signed; they
+    must name one of ``principals``, or the user where it is None.
     """
 
     key: PublicKey
@@ -80,6 +88,8 @@ class AuthorizedKey:
     port_forwarding: bool
     line: int
     options: tuple[tuple[str, str | None], ...]
+    cert_authority: bool = False
+    principals: tuple[str, ...] | None = None
 
     @property
     def tunnel_forwarding(self) -> bool:
@@ -96,8 +106,26 @@ class AuthorizedKeys:
     _by_blob: Mapping[bytes, AuthorizedKey] = field(repr=False, compare=False)
 
     def find(self, key: PublicKey) -> AuthorizedKey | None:
-        """Return the first line with this key."""
+        """Return the first line with this key; never one for a CA, and none for a certificate."""
         return self._by_blob.get(key.blob)
+
+    def find_authority(
+        self, certificate: Certificate, user_name: str, now_s: float
+    ) -> tuple[AuthorizedKey, UserCertificateOptions]:
+        """Return the first line whose CA lets this user in, and what the certificate allows.
+
+        The limits of both hold. `CertificateError` says why there is none; the user's address is
+        left to `UserCertificateOptions.allows_address`.
+        """
+        problem = CertificateError(f"the CA of {certificate.description} is not in authorized_keys")
+        for entry in self.entries:
+            if entry.cert_authority and entry.key.blob == certificate.ca_key.blob:
+                accepted = (user_name,) if entry.principals is None else entry.principals
+                try:
+                    return entry, check_for_user(certificate, accepted, now_s)
+                except CertificateError as exc:
+                    problem = exc
+        raise problem
 
 
 def parse_authorized_keys(text: str | bytes, where: str) -> AuthorizedKeys:
@@ -119,7 +147,8 @@ def parse_authorized_keys(text: str | bytes, where: str) -> AuthorizedKeys:
         else:
             if entry is not None:
                 entries.append(entry)
-                by_blob.setdefault(entry.key.blob, entry)
+                if not entry.cert_authority:
+                    by_blob.setdefault(entry.key.blob, entry)
     return AuthorizedKeys(tuple(entries), tuple(problems), by_blob)
 
 
@@ -137,19 +166,25 @@ def _parse_line(number: int, text: str, refused: dict[bytes, int]) -> Authorized
         option_text = _options_word(text)
         text = text[len(option_text) :]
     name, blob, comment = read_key_text(text)
+    if is_certificate_type(name):
+        raise ValueError("a certificate cannot stand here, only its key or its CA's")
     try:
         key = parse_public_key_untrusted(blob)
     except UnsupportedKeyError as exc:
-        raise ValueError(f"keys of type {name} are not supported yet") from exc
+        raise ValueError(f"keys of type {name} are not supported") from exc
     if blob in refused:
         raise ValueError(f"line {refused[blob]} has the same key with other options")
     try:
         options = _split_options(option_text)
         permit_open, port_forwarding = _apply_options(options)
+        principals = _principals(options)
     except ValueError:
         refused[blob] = number
         raise
-    return AuthorizedKey(key, comment, permit_open, port_forwarding, number, options)
+    cert_authority = ("cert-authority", None) in options
+    return AuthorizedKey(
+        key, comment, permit_open, port_forwarding, number, options, cert_authority, principals
+    )
 
 
 def _options_word(text: str) -> str:
@@ -189,17 +224,34 @@ def _apply_options(
     for name, value in options:
         if name == "permitopen" and value is not None:
             permit_open.append(_parse_permit_open(value))
+        elif name == "principals" and value is not None:
+            pass  # see _principals
         elif name in _NOT_SUPPORTED:
             raise ValueError(f"option {name} is not supported yet")
-        elif value is not None or name == "permitopen":
+        elif value is not None or name in {"permitopen", "principals"}:
             raise ValueError(f"option {printable(name, 64)} is unknown or misused")
         elif name in {"restrict", "no-port-forwarding"}:
             port_forwarding = False
         elif name == "port-forwarding":
             port_forwarding = True
-        elif name not in _WITHOUT_EFFECT:
+        elif name != "cert-authority" and name not in _WITHOUT_EFFECT:
             raise ValueError(f"option {printable(name, 64)} is unknown")
     return tuple(permit_open) or None, port_forwarding
+
+
+def _principals(options: tuple[tuple[str, str | None], ...]) -> tuple[str, ...] | None:
+    """Return the principals that a CA's line names, or None; only a CA's may name any."""
+    values = [value for name, value in options if name == "principals" and value is not None]
+    if not values:
+        return None
+    if len(values) > 1:
+        raise ValueError("option principals stands twice")
+    if ("cert-authority", None) not in options:
+        raise ValueError("option principals without cert-authority")
+    principals = tuple(values[0].split(","))
+    if "" in principals:
+        raise ValueError("option principals has an empty name")
+    return principals
 
 
 _HOST_AND_PORT: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:/]+)):(\*|[0-9]{1,5})", re.ASCII)

@@ -4,6 +4,10 @@ The decisions are those of OpenSSH's hostfile.c and check_host_key in sshconnect
 stricter: a revocation for the host's name without the port counts on every port. A line that cannot
 be read is a problem to show and nothing else: it neither trusts a key nor revokes one.
 
+A certificate is good if a @cert-authority line for the host has its CA's key and the certificate is
+for this host and this moment. If not, then as in ssh the plain key inside is judged instead, as if
+it had been shown alone; `Verdict.certificate_problem` says what was wrong.
+
 A key of a type that we cannot use is recorded all the same. A host of which only an RSA key is
 known and that suddenly shows an ed25519 key has CHANGED, as in ssh: otherwise whoever is in the
 middle would only have to offer another type to turn a loud refusal into a first meeting.
@@ -12,6 +16,8 @@ middle would only have to offer another type to turn a loud refusal into a first
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
 import enum
 import hmac
 import os
@@ -21,12 +27,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.errors import ConfigError, RemoteProtocolError, printable
+from gateway.ssh.certificates import (
+    Certificate,
+    CertificateError,
+    check_for_host,
+    is_certificate_type,
+)
 from gateway.ssh.keys import (
     KEY_TYPES,
+    KeySizeError,
     fingerprint,
     key_type_of,
+    match_pattern,
     numbered_lines,
     parse_public_key_untrusted,
+    plain_name,
     read_key_text,
     split_words,
 )
@@ -102,15 +117,19 @@ class KnownHostEntry:
 class Verdict:
     """What the files say about one key of one host.
 
-    ``entry`` is the line that decided: the key itself (KNOWN), its revocation (REVOKED), the key
-    recorded instead (CHANGED, of the same type if there is one), or None (UNKNOWN). ``other_keys``
-    are the lines with other keys for this host; with UNKNOWN, for its name without the port.
+    ``entry`` is the line that decided: the key itself or its CA (KNOWN), its revocation or its
+    CA's (REVOKED), the key recorded instead (CHANGED, of the same type if there is one), or None
+    (UNKNOWN). ``other_keys`` are the lines with other keys for this host; with UNKNOWN, for its
+    name without the port. ``key`` is what was judged: the certificate, or the plain key inside it
+    if no CA vouches for it.
     """
 
     status: Status
     name: str
+    key: PublicKey
     entry: KnownHostEntry | None = None
     other_keys: tuple[KnownHostEntry, ...] = ()
+    certificate_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,35 +155,54 @@ class KnownHosts:
                         entries.append(entry)
         return cls(tuple(entries), tuple(problems))
 
-    def lookup(self, host: str, port: int, key: PublicKey) -> Verdict:
-        """Judge the key that ``host`` showed; for a HostKeyAlias give that name and port 22."""
+    def lookup(self, host: str, port: int, key: PublicKey, now_s: float) -> Verdict:
+        """Judge the key or certificate that ``host`` showed at ``now_s``, seconds since 1970.
+
+        For a HostKeyAlias give that name and port 22.
+        """
         name = host_name(host, port)
         here = tuple(self._matching(name))
         bare = () if port == DEFAULT_PORT else tuple(self._matching(host_name(host, DEFAULT_PORT)))
+        revoked = {key.blob}
+        if isinstance(key, Certificate):
+            revoked |= {key.key.blob, key.ca_key.blob}
         for entry in (*here, *bare):
-            if entry.marker is Marker.REVOKED and entry.blob == key.blob:
-                return Verdict(Status.REVOKED, name, entry)
-        others = tuple(entry for entry in _plain(here) if entry.blob != key.blob)
-        bare_others = tuple(entry for entry in _plain(bare) if entry.blob != key.blob)
-        for entry in _plain(here):
-            if entry.blob == key.blob:
-                return Verdict(Status.KNOWN, name, entry, others)
-        if others:
-            same_type = (entry for entry in others if entry.algorithm == key.algorithm)
-            return Verdict(Status.CHANGED, name, next(same_type, others[0]), others)
-        for entry in _plain(bare):  # as ssh: "found matching key w/out port"
-            if entry.blob == key.blob:
-                return Verdict(Status.KNOWN, name, entry, bare_others)
-        return Verdict(Status.UNKNOWN, name, None, bare_others)
+            if entry.marker is Marker.REVOKED and entry.blob in revoked:
+                return Verdict(Status.REVOKED, name, key, entry)
+        if not isinstance(key, Certificate):
+            return _judge_plain(name, key, here, bare)
+        problem = "no @cert-authority line for this host has its CA's key"
+        for entry in (*here, *bare):
+            if entry.marker is Marker.CERT_AUTHORITY and entry.blob == key.ca_key.blob:
+                try:
+                    check_for_host(key, _lower(host), now_s)
+                except CertificateError as exc:
+                    problem = str(exc)
+                    break
+                return Verdict(Status.KNOWN, name, key, entry)
+        verdict = _judge_plain(name, key.key, here, bare)
+        return dataclasses.replace(verdict, certificate_problem=problem)
 
     def host_key_algorithms_for(
         self, host: str, port: int, preferred: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Order ``preferred`` so that a known key is asked for, as order_hostkeyalgs of ssh."""
-        known = {entry.algorithm for entry in _plain(self._matching(host_name(host, port)))}
-        if not preferred or key_type_of(preferred[0]) in known:
+        """Order ``preferred`` so that a known key is asked for, as order_hostkeyalgs of ssh.
+
+        Certificates come first too where a CA is known for the host, and where the plain key is.
+        """
+        entries = tuple(self._matching(host_name(host, port)))
+        known = {entry.algorithm for entry in _plain(entries)}
+        has_authority = any(entry.marker is Marker.CERT_AUTHORITY for entry in entries)
+        if not preferred or plain_name(key_type_of(preferred[0])) in known:
             return preferred
-        return tuple(sorted(preferred, key=lambda algorithm: key_type_of(algorithm) not in known))
+
+        def is_last(algorithm: str) -> bool:
+            kind = key_type_of(algorithm)
+            return plain_name(kind) not in known and not (
+                has_authority and is_certificate_type(kind)
+            )
+
+        return tuple(sorted(preferred, key=is_last))
 
     def _matching(self, name: str) -> Iterator[KnownHostEntry]:
         return (entry for entry in self.entries if entry.matches(name))
@@ -200,24 +238,25 @@ def format_line(
     return f"{name} {key.openssh_text()}\n"
 
 
-def match_pattern(text: str, pattern: str) -> bool:
-    """Match ``*`` and ``?`` as match.c does, but in time bounded by the product of the lengths."""
-    at = star = 0
-    after_star = -1  # where to go on in the pattern, and in the text from `star`
-    in_pattern = 0
-    while at < len(text):
-        if in_pattern < len(pattern) and pattern[in_pattern] == "*":
-            in_pattern += 1
-            after_star, star = in_pattern, at
-        elif in_pattern < len(pattern) and pattern[in_pattern] in ("?", text[at]):
-            in_pattern += 1
-            at += 1
-        elif after_star >= 0:
-            star += 1
-            in_pattern, at = after_star, star
-        else:
-            return False
-    return not pattern[in_pattern:].strip("*")
+def _judge_plain(
+    name: str,
+    key: PublicKey,
+    here: tuple[KnownHostEntry, ...],
+    bare: tuple[KnownHostEntry, ...],
+) -> Verdict:
+    """Judge a key that is not revoked by the lines for the name, and for it without the port."""
+    others = tuple(entry for entry in _plain(here) if entry.blob != key.blob)
+    bare_others = tuple(entry for entry in _plain(bare) if entry.blob != key.blob)
+    for entry in _plain(here):
+        if entry.blob == key.blob:
+            return Verdict(Status.KNOWN, name, key, entry, others)
+    if others:
+        same_type = (entry for entry in others if entry.algorithm == key.algorithm)
+        return Verdict(Status.CHANGED, name, key, next(same_type, others[0]), others)
+    for entry in _plain(bare):  # as ssh: "found matching key w/out port"
+        if entry.blob == key.blob:
+            return Verdict(Status.KNOWN, name, key, entry, bare_others)
+    return Verdict(Status.UNKNOWN, name, key, None, bare_others)
 
 
 def _plain(entries: Iterable[KnownHostEntry]) -> Iterator[KnownHostEntry]:
@@ -246,7 +285,8 @@ def _parse_line(file: str, number: int, text: str) -> KnownHostEntry | None:
     names, *rest = split_words(text, 2) or ("",)
     algorithm, blob, _ = read_key_text("".join(rest))
     if algorithm in KEY_TYPES:
-        parse_public_key_untrusted(blob)
+        with contextlib.suppress(KeySizeError):  # recorded like a key of another type
+            parse_public_key_untrusted(blob)
     return KnownHostEntry(file, number, marker, algorithm, blob, _parse_names(names))
 
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 from gateway import __version__, events
 from gateway.errors import LocalProtocolError, RemoteProtocolError, printable
 from gateway.ssh import algorithms, kex, messages
-from gateway.ssh.keys import parse_public_key_untrusted
+from gateway.ssh.certificates import parse_key_or_certificate_untrusted
 from gateway.ssh.numbers import Disconnect, Msg
 from gateway.ssh.packets import Inbound, Outbound
 
@@ -157,7 +157,9 @@ class Transport:
         self.host_key_blob = b""
         self.chosen: algorithms.Chosen | None = None
         self._preferences = preferences
-        self._host_keys = {key.public.algorithm: key for key in host_keys}
+        self._host_keys = {
+            name: key for key in host_keys for name in key.public.signature_algorithms
+        }
         self._rekey_limit = rekey_limit
         self._randbytes = randbytes
         self._emit = emit
@@ -335,8 +337,8 @@ class Transport:
     ) -> None:
         """Client: check the signature; the first time, ask whether the key is trusted."""
         blob = reply.server_host_key
-        host_key = parse_public_key_untrusted(blob)
-        if host_key.algorithm != chosen.host_key:
+        host_key = parse_key_or_certificate_untrusted(blob)
+        if chosen.host_key not in host_key.signature_algorithms:
             raise RemoteProtocolError(
                 f"the host key is {host_key.algorithm} where {chosen.host_key} was agreed",
                 Disconnect.KEY_EXCHANGE_FAILED,
@@ -385,7 +387,7 @@ class Transport:
         self.outbound.start_cipher(cipher, reset_sequence_number=self.strict)
         if not client and not self._kex_count:
             extensions = {
-                "server-sig-algs": ",".join(algorithms.DEFAULT_HOST_KEY_ALGORITHMS).encode(),
+                "server-sig-algs": ",".join(algorithms.PLAIN_KEY_ALGORITHMS).encode(),
                 "ping@openssh.com": b"0",
             }
             self.outbound.append_transport(messages.ext_info(extensions).encode())

@@ -8,8 +8,18 @@ import pytest
 
 from gateway.errors import ConfigError
 from gateway.ssh.authorized_keys import parse_authorized_keys
+from gateway.ssh.certificates import CertificateError, parse_certificate_untrusted
 from gateway.ssh.keys import PrivateKey
 from gateway.ssh.wire import mpint, string
+from tests.support.keys import (
+    PRIVATE_TYPES,
+    SK_ECDSA,
+    SK_ED25519,
+    SecurityKey,
+    a_certificate,
+    a_private_key,
+    options,
+)
 
 
 def public_key(letter):
@@ -21,6 +31,20 @@ OTHER = public_key("o")
 K, O = KEY.openssh_text(), OTHER.openssh_text()  # noqa: E741 - short lines
 RSA_BLOB = string(b"ssh-rsa") + mpint(65537) + mpint(2**2047 + 12345)
 RSA = f"ssh-rsa {base64.b64encode(RSA_BLOB).decode()}"
+SHORT_RSA_BLOB = string(b"ssh-rsa") + mpint(65537) + mpint(2**1023 + 12345)
+SHORT_RSA = f"ssh-rsa {base64.b64encode(SHORT_RSA_BLOB).decode()}"
+DSS = f"ssh-dss {base64.b64encode(string(b'ssh-dss') + mpint(7)).decode()}"
+NOW = 1_800_000_000.0
+
+
+def certificate_of(key, **fields):
+    fields = {"kind": 1, "principals": (b"alice",)} | fields
+    return parse_certificate_untrusted(
+        a_certificate(key, a_private_key("ssh-ed25519", "k"), **fields)
+    )
+
+
+CERTIFICATE = certificate_of(OTHER).openssh_text()
 
 
 def parse(*lines):
@@ -123,9 +147,7 @@ def test_raw_options_are_kept():
         ('environment="A=b"', "environment"),
         ('permitlisten="8080"', "permitlisten"),
         ('tunnel="0"', "tunnel"),
-        ("cert-authority", "cert-authority"),
-        ('cert-authority,principals="a,b"', "cert-authority"),
-        ('principals="a"', "principals"),
+        ('cert-authority,from="10.0.0.0/8"', "from"),
         ("no-touch-required", "no-touch-required"),
         ("verify-required", "verify-required"),
         ('restrict,command="x"', "command"),
@@ -177,8 +199,18 @@ def test_an_option_that_cannot_be_honoured_makes_the_key_useless(options, name):
         (f"ssh-ed25519 {RSA.split()[1]}", "but the key is of type ssh-rsa"),
         (f"{K.split()[1]}", "ends before the key"),
         (f"1024 35 1234567 {K}", "but the key is of type|base64"),
-        (RSA, "keys of type ssh-rsa are not supported yet"),
-        (f"restrict {RSA}", "keys of type ssh-rsa are not supported yet"),
+        (DSS, "keys of type ssh-dss are not supported"),
+        (f"restrict {DSS}", "keys of type ssh-dss are not supported"),
+        (SHORT_RSA, "an RSA key of 1024 bits is too short: 2048 are the least"),
+        (f"cert-authority {SHORT_RSA}", "an RSA key of 1024 bits is too short"),
+        (CERTIFICATE, "a certificate cannot stand here, only its key or its CA's"),
+        (f"cert-authority {CERTIFICATE}", "a certificate cannot stand here"),
+        (f'cert-authority="x" {K}', "option cert-authority is unknown or misused"),
+        (f'principals="a" {K}', "option principals without cert-authority"),
+        (f"cert-authority,principals {K}", "option principals is unknown or misused"),
+        (f'cert-authority,principals="" {K}', "option principals has an empty name"),
+        (f'cert-authority,principals="a,,b" {K}', "option principals has an empty name"),
+        (f'cert-authority,principals="a",principals="b" {K}', "option principals stands twice"),
         (f"\ufeff{K}", "ends before the key"),
         ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAAA==", "0 bytes instead of 32"),
         (f'permitopen="a:80,b:80" {K}', "is not host:port"),
@@ -255,12 +287,12 @@ def test_bytes_that_are_no_text():
 
 
 def test_thousands_of_keys_and_not_more():
-    lines = [public_key("k").openssh_text()] * 9_999 + [O, RSA, f"{O} one too many"]
+    lines = [public_key("k").openssh_text()] * 9_999 + [O, DSS, f"{O} one too many"]
     keys = parse(*lines)
     assert len(keys.entries) == 10_000
     assert keys.find(OTHER).line == 10_000
     assert [problem.split(": ")[1] for problem in keys.problems] == [
-        "keys of type ssh-rsa are not supported yet, key ignored",
+        "keys of type ssh-dss are not supported, key ignored",
         "more than 10000 keys, key ignored",
     ]
 
@@ -273,6 +305,78 @@ def test_absurd_size_is_refused_as_a_whole():
 def test_an_empty_file():
     keys = parse_authorized_keys("", "ak")
     assert (keys.entries, keys.problems, keys.find(KEY)) == ((), (), None)
+
+
+# ---- every type, and CAs ------------------------------------------------------
+
+
+def test_keys_of_every_type():
+    keys = [a_private_key(name).public for name in PRIVATE_TYPES]
+    keys += [SecurityKey(name).public for name in (SK_ED25519, SK_ECDSA)]
+    found = parse(RSA, *(f"restrict {key.openssh_text()} me" for key in keys))
+    assert found.problems == ()
+    for key in keys:
+        assert found.find(key).key == key
+        assert found.find(key).port_forwarding is False
+
+
+def test_a_ca_lets_its_certificates_in_and_not_itself():
+    certificate = certificate_of(OTHER)
+    keys = parse(f"cert-authority,no-port-forwarding {K} the CA")
+    assert keys.problems == ()
+    assert keys.entries[0].cert_authority
+    assert keys.entries[0].principals is None
+    assert keys.find(KEY) is None
+    assert keys.find(OTHER) is None
+    assert keys.find(certificate) is None
+    entry, allowed = keys.find_authority(certificate, "alice", NOW)
+    assert entry is keys.entries[0]
+    assert not allowed.port_forwarding
+    assert not entry.port_forwarding
+    with pytest.raises(CertificateError, match="is for alice, not for bob"):
+        keys.find_authority(certificate, "bob", NOW)
+
+
+def test_a_certificate_is_not_let_in_by_its_plain_key_or_another_ca():
+    certificate = certificate_of(OTHER)
+    for lines in ([O], [K], [f"cert-authority {O}"], []):
+        with pytest.raises(CertificateError, match="is not in authorized_keys"):
+            parse(*lines).find_authority(certificate, "alice", NOW)
+
+
+def test_principals_replace_the_user_name():
+    keys = parse(
+        f'cert-authority,principals="alice,carol" {K}', f'cert-authority,principals="x" {K}'
+    )
+    assert keys.problems == ()
+    assert keys.entries[0].principals == ("alice", "carol")
+    assert keys.find_authority(certificate_of(OTHER), "bob", NOW)[0].line == 1
+    other = certificate_of(OTHER, principals=(b"x", b"y"))
+    assert keys.find_authority(other, "bob", NOW)[0].line == 2
+    for principals in ((b"bob",), (), (b"alice,carol",), (b"*",)):
+        with pytest.raises(CertificateError, match="is for"):
+            keys.find_authority(certificate_of(OTHER, principals=principals), "bob", NOW)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"valid": (0, 1)}, "has expired"),
+        ({"valid": (2**63, 2**64 - 1)}, "is not valid yet"),
+        ({"kind": 2}, "is not for users"),
+        ({"critical": options((b"unheard-of", b""))}, "critical option unheard-of"),
+    ],
+)
+def test_certificates_that_are_not_good(fields, message):
+    with pytest.raises(CertificateError, match=message):
+        parse(f"cert-authority {K}").find_authority(certificate_of(OTHER, **fields), "alice", NOW)
+
+
+def test_a_ca_whose_first_line_cannot_be_honoured_stays_useless():
+    keys = parse(f'cert-authority,command="x" {K}', f"cert-authority {K}", K)
+    assert keys.entries == ()
+    with pytest.raises(CertificateError):
+        keys.find_authority(certificate_of(OTHER), "alice", NOW)
 
 
 @pytest.mark.interop

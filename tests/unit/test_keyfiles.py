@@ -5,8 +5,17 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from gateway.errors import ConfigError
 from gateway.ssh import keyfiles
@@ -16,7 +25,14 @@ from gateway.ssh.keyfiles import (
     parse_private_key_file_untrusted,
 )
 from gateway.ssh.keys import PrivateKey
-from gateway.ssh.wire import string, uint32
+from gateway.ssh.wire import mpint, string, uint32
+from tests.support.keys import (
+    PRIVATE_TYPES,
+    SK_ECDSA,
+    SK_ED25519,
+    SecurityKey,
+    a_private_key,
+)
 
 # Made by ssh-keygen 9.2 for this test; the passphrase is PASSPHRASE, with one round of bcrypt.
 PASSPHRASE = "correct horse"
@@ -289,11 +305,7 @@ def test_gcm_needs_its_tag():
 @pytest.mark.parametrize(
     ("start", "names", "remedy"),
     [
-        (b"-----BEGIN RSA PRIVATE KEY-----", "an RSA key in old PEM", "ssh-keygen -p -f 'my id'"),
         (b"-----BEGIN DSA PRIVATE KEY-----", "a DSA key in old PEM", "ssh-keygen -t ed25519"),
-        (b"-----BEGIN EC PRIVATE KEY-----", "an ECDSA key in old PEM", "ssh-keygen -t ed25519"),
-        (b"-----BEGIN PRIVATE KEY-----", "PKCS#8", "ssh-keygen -p -f 'my id'"),
-        (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "an encrypted key in PKCS#8", "ssh-keygen -p"),
         (b"PuTTY-User-Key-File-3: ssh-ed25519\r\n", "PuTTY", "puttygen 'my id'"),
         (b"PuTTY-User-Key-File-2: ssh-rsa\n", "PuTTY", "puttygen 'my id'"),
         (b"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----", "SSH.COM", "ssh-keygen -i -f 'my id'"),
@@ -332,7 +344,260 @@ def test_an_encoded_key_is_deterministic_and_read_again():
     assert text.endswith(b"-----END OPENSSH PRIVATE KEY-----\n")
 
 
-# ---- against the real ssh-keygen ---------------------------------------------
+# ---- other types, PEM and PKCS#8 ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRIVATE_TYPES)
+def test_every_type_is_encoded_and_read_again(name):
+    key = a_private_key(name)
+    file = parse_private_key_file_untrusted(encode_private_key_file(key, "c"))
+    assert file.public_key == key.public
+    assert file.decrypt() == key
+    assert file.decrypt().comment == "c"
+
+
+def library_key(name):
+    curves = {"256": ec.SECP256R1(), "384": ec.SECP384R1(), "521": ec.SECP521R1()}
+    if name == "ssh-ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
+    if name == "ssh-rsa":
+        return rsa.generate_private_key(65537, 2048)
+    return ec.generate_private_key(curves[name[-3:]])
+
+
+def pem(key, form="PKCS8", passphrase=None):
+    protection = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    return key.private_bytes(Encoding.PEM, getattr(PrivateFormat, form), protection)
+
+
+FORMS = [
+    (name, form)
+    for name in PRIVATE_TYPES
+    for form in ("PKCS8", "TraditionalOpenSSL")
+    if (name, form) != ("ssh-ed25519", "TraditionalOpenSSL")
+]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_pem_files(name, form):
+    theirs = library_key(name)
+    text = pem(theirs, form)
+    for variant in (text, text.replace(b"\n", b"\r\n"), b"\n" + text.rstrip() + b"\nafter"):
+        file = parse_private_key_file_untrusted(variant, "id")
+        assert not file.is_encrypted
+        assert file.public_key.algorithm == name
+        key = file.decrypt("needless")
+        assert key.public == file.public_key
+        assert key.comment == ""
+        text_of_public = theirs.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        assert key.public.openssh_text() == text_of_public.decode()
+    assert "PRIVATE" not in repr(file)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_encrypted_pem_files_do_not_show_their_public_key(name, form):
+    theirs = library_key(name)
+    file = parse_private_key_file_untrusted(pem(theirs, form, PASSPHRASE), "id")
+    assert file.is_encrypted
+    assert file.public_key is None
+    for missing in (None, "", b""):
+        with pytest.raises(WrongPassphrase, match="id: the key needs its passphrase"):
+            file.decrypt(missing)
+    for wrong in ("Correct horse", b"\xff", "\udc80", "x" * 5000):
+        with pytest.raises(WrongPassphrase, match="id: the passphrase is wrong"):
+            file.decrypt(wrong)
+    key = file.decrypt(PASSPHRASE)
+    assert key.public.algorithm == name
+    informed = file.with_public_key(key.public)
+    assert informed.public_key == key.public
+    assert informed.decrypt(PASSPHRASE) == key
+    with pytest.raises(ConfigError, match="are not a pair"):
+        file.with_public_key(a_key().public).decrypt(PASSPHRASE)
+
+
+def test_keys_of_no_use_in_pem_are_named():
+    short = rsa.generate_private_key(65537, 1024)
+    for form in ("PKCS8", "TraditionalOpenSSL"):
+        message = refusal(pem(short, form), where="id")
+        assert message.startswith("id: an RSA key of 1024 bits is too short: 2048 are the least: ")
+        assert "ssh-keygen -t ed25519" in message
+        message = refusal(pem(short, form, PASSPHRASE), PASSPHRASE, where="id")
+        assert "an RSA key of 1024 bits is too short" in message
+    for key, name in (
+        (ec.generate_private_key(ec.SECP256K1()), "ECDSA on secp256k1"),
+        (ed448.Ed448PrivateKey.generate(), "Ed448"),
+        (x25519.X25519PrivateKey.generate(), "X25519"),
+        (dsa.generate_private_key(1024), "DSA"),
+    ):
+        message = refusal(pem(key))
+        assert f"keys of type {name} are not supported" in message
+        assert "ssh-keygen -t ed25519" in message
+
+
+PKCS8 = pem(library_key("ecdsa-sha2-nistp256"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PKCS8[:-30], "its END line is missing"),
+        (PKCS8[:30], "its END line is missing"),
+        (b"-----BEGIN PRIVATE KEY-----", "its END line is missing"),
+        (b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n", "its END line is missing"),
+        (PKCS8.replace(b"PRIVATE", b"X PRIVATE"), "not a private key"),
+        (PKCS8.replace(b"END PRIVATE", b"END RSA PRIVATE"), "its END line is missing"),
+        (PKCS8.replace(b"PRIVATE", b"RSA PRIVATE"), "cannot be decoded"),
+        (PKCS8.replace(b"PRIVATE", b"ENCRYPTED PRIVATE"), "damaged"),
+        (b"-----BEGIN PRIVATE KEY-----\n!\n-----END PRIVATE KEY-----\n", "cannot be decoded"),
+        (b"-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n", "cannot be decoded"),
+    ],
+)
+def test_damaged_pem_files(text, message):
+    assert message in refusal(text)
+
+
+def test_many_beginnings_take_no_time():
+    started = time.perf_counter()
+    for line in (b"-----BEGIN PRIVATE KEY-----\n", b"-----BEGIN EC PARAMETERS-----\n"):
+        text = line * (keyfiles.MAXIMUM_FILE_BYTES // len(line))
+        assert "END line is missing" in refusal(text)
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"DEK-Info: \x1b,00\n\n",
+        b"DEK-Info: AES-128-CBC\n\n",
+        b"DEK-Info: AES-128-CBC," + b"0" * 32 + b"\n",
+        b"DEK-Info: AES-128-CBC," + b"0" * 30 + b"\n\n",  # the library panics
+        b"DEK-Info: AES-128-CBC," + b"0" * 34 + b"\n\n",
+        b"DEK-Info: AES-256-CBC," + b"0" * 31 + b"\n\n",
+        b"DEK-Info: DES-EDE3-CBC," + b"0" * 14 + b"\n\n",
+        b"DEK-Info: AES-128-CBC," + b"0" * 32 + b"\n\n!",
+        b"DEK-Info: AES-128-CBC," + b"0" * 32 + b"\nDEK-Info: AES-128-CBC,00\n\n",
+    ],
+)
+def test_malformed_headers_of_old_pem(header):
+    text = b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n" + header
+    message = refusal(text + b"AAAA\n-----END RSA PRIVATE KEY-----\n", "x", where="id")
+    assert message == "id: the file is damaged: its DEK-Info is malformed"
+
+
+@pytest.mark.parametrize("cipher", [b"AES-192-CBC", b"DES-CBC"])
+def test_old_pem_ciphers_that_are_not_supported(cipher):
+    text = b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: " + cipher
+    text += b",00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"
+    message = refusal(text, "x", where="id")
+    assert "the file is encrypted with" in message
+    assert "which is not supported: `ssh-keygen -p -f id` changes that" in message
+    assert message.isprintable()
+
+
+def der(tag, *parts):
+    content = b"".join(parts)
+    length = len(content)
+    head = bytes((length,)) if length < 128 else b"\x82" + length.to_bytes(2, "big")
+    return bytes((tag,)) + head + content
+
+
+def der_number(number):
+    return der(2, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+PBES2 = der(6, bytes.fromhex("2a864886f70d01050d"))
+PBKDF2 = der(6, bytes.fromhex("2a864886f70d01050c"))
+SCRYPT = der(6, keyfiles._SCRYPT)
+PKCS12_3DES = der(6, bytes.fromhex("2a864886f70d010c0103"))
+AES256_CBC = der(0x30, der(6, bytes.fromhex("60864801650304012a")), der(4, bytes(16)))
+
+
+def pkcs8(algorithm):
+    encoded = base64.encodebytes(der(0x30, algorithm, der(4, bytes(160))))
+    label = b" ENCRYPTED PRIVATE KEY-----\n"
+    return b"-----BEGIN" + label + encoded + b"-----END" + label
+
+
+def pbes2(name, *numbers):
+    parameters = der(0x30, der(4, b"saltsalt"), *map(der_number, numbers))
+    return der(0x30, PBES2, der(0x30, der(0x30, name, parameters), AES256_CBC))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "too_slow"),
+    [
+        (pbes2(PBKDF2, 2048), False),
+        (pbes2(PBKDF2, 10_000_001), True),
+        (pbes2(PBKDF2, 2**31, 32), True),
+        (pbes2(PBKDF2, 2**2000), True),
+        (pbes2(SCRYPT, 16384, 8, 1), False),
+        (pbes2(SCRYPT, 2**30, 8, 1), True),
+        (pbes2(SCRYPT, 16384, 8, 10_000), True),
+        (pbes2(SCRYPT, 1024, 2**20, 1), True),
+        (der(0x30, PKCS12_3DES, der(0x30, der(4, b"saltsalt"), der_number(2048))), False),
+        (der(0x30, PKCS12_3DES, der(0x30, der(4, b"saltsalt"), der_number(2**31))), True),
+    ],
+)
+def test_a_slow_derivation_is_refused_before_it_is_begun(algorithm, too_slow):
+    started = time.perf_counter()
+    message = refusal(pkcs8(algorithm), "passphrase", where="id")
+    assert time.perf_counter() - started < 1
+    assert ("would take too long" in message) is too_slow
+    assert "openssl pkcs8 -topk8 -in id" in message or not too_slow
+    if not too_slow:
+        assert message == "id: the passphrase is wrong"
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        (PBKDF2, ()),
+        (PBKDF2, (0,)),
+        (PBKDF2, (2048, 0)),
+        (SCRYPT, (0, 0, 0)),
+        (SCRYPT, (1, 8, 1)),
+        (SCRYPT, (3, 8, 1)),
+        (SCRYPT, (16384, 0, 1)),
+        (SCRYPT, (16384, 8, 0)),
+    ],
+)
+def test_a_derivation_without_sense_is_refused_before_it_is_begun(name, numbers, monkeypatch):
+    """OpenSSL would refuse it too, but leave an error behind for whoever comes next."""
+    monkeypatch.setattr(keyfiles, "load_pem_private_key", lambda *_, **__: pytest.fail("begun"))
+    assert "key derivation make no sense" in refusal(pkcs8(pbes2(name, *numbers)), "x")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x30", b"\x30\x84\xff\xff\xff\xff", der(0x30), der(0x30, der(0x30)), b"\x30\x80",
+     der(0x30, der(0x30, PBES2)), der(0x30, der(0x30, PBES2, der(0x30)))],
+)  # fmt: skip
+def test_pkcs8_that_is_cut_off(content):
+    label = b" ENCRYPTED PRIVATE KEY-----\n"
+    text = b"-----BEGIN" + label + base64.encodebytes(content) + b"-----END" + label
+    assert "damaged or cut off" in refusal(text, "passphrase")
+
+
+@pytest.mark.parametrize("name", [SK_ED25519, SK_ECDSA])
+def test_the_handle_of_a_security_key_belongs_into_an_agent(name):
+    message = refusal(a_file(public=SecurityKey(name).public.blob), where="my id")
+    assert f"this belongs to a security key ({name}), which only an agent can use" in message
+    assert "`ssh-add 'my id'`" in message
+
+
+def test_a_short_rsa_key_in_a_file():
+    blob = string(b"ssh-rsa") + mpint(65537) + mpint(2**1023 + 1)
+    message = refusal(a_file(public=blob), where="id")
+    assert "id: an RSA key of 1024 bits is too short: 2048 are the least" in message
+    section = uint32(1) * 2 + string(b"ssh-rsa") + mpint(2**1023 + 1) + mpint(65537) + mpint(1) * 4
+    section += string(b"") + bytes(range(1, 9))
+    section += bytes(range(9, 9 + -len(section) % 8))
+    message = refusal(a_file(public=a_private_key("ssh-rsa").public.blob, section=section))
+    assert "an RSA key of 1024 bits is too short" in message
+
+
+# ---- against the real ssh-keygen and openssl ----------------------------------
 
 
 def keygen(*arguments, check=True):
@@ -387,32 +652,117 @@ def test_we_read_an_unencrypted_file_of_ssh_keygen(tmp_path):
     assert "this is a public key: name the private key" in refused
 
 
+TYPES = {
+    "ssh-ed25519": ["-t", "ed25519"],
+    "ecdsa-sha2-nistp256": ["-t", "ecdsa", "-b", "256"],
+    "ecdsa-sha2-nistp384": ["-t", "ecdsa", "-b", "384"],
+    "ecdsa-sha2-nistp521": ["-t", "ecdsa", "-b", "521"],
+    "ssh-rsa": ["-t", "rsa", "-b", "2048"],
+}
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("form", ["RFC4716", "PEM", "PKCS8"])
+@pytest.mark.parametrize("passphrase", ["", "pass phrase"])
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type_and_form_of_ssh_keygen(tmp_path, name, passphrase, form):
+    path = tmp_path / "id"
+    keygen("-q", *TYPES[name], "-m", form, "-a", "1", "-N", passphrase, "-C", "me", "-f", path)
+    public_text = path.with_suffix(".pub").read_text().rsplit(maxsplit=1)[0]
+    file = parse_private_key_file_untrusted(path.read_bytes(), str(path))
+    is_openssh = path.read_bytes().startswith(keyfiles.BEGIN)
+    assert is_openssh == (form == "RFC4716" or name == "ssh-ed25519")
+    assert file.is_encrypted == bool(passphrase)
+    if is_openssh or not passphrase:
+        assert file.public_key.openssh_text() == public_text
+    if passphrase:
+        with pytest.raises(WrongPassphrase):
+            file.decrypt("pass phrase ")
+    key = file.decrypt(passphrase)
+    assert key.public.openssh_text() == public_text
+    assert key.comment == ("me" if is_openssh else "")
+    ours = tmp_path / "ours"
+    ours.write_bytes(encode_private_key_file(key, "again"))
+    ours.chmod(0o600)
+    assert keygen("-y", "-f", ours).split()[:2] == public_text.split()
+
+
+@pytest.mark.interop
+def test_a_short_rsa_key_of_ssh_keygen(tmp_path):
+    for form in ("RFC4716", "PEM"):
+        path = tmp_path / form
+        keygen("-q", "-t", "rsa", "-b", "1024", "-m", form, "-N", "", "-f", path)
+        assert "an RSA key of 1024 bits is too short" in refusal(path.read_bytes())
+
+
+def openssl(*arguments):
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl")
+    subprocess.run([program, *map(str, arguments)], capture_output=True, check=True)
+
+
 @pytest.mark.interop
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options",
     [
-        (["-t", "ecdsa"], "keys of type ecdsa-sha2-nistp256 are not supported yet"),
-        (["-t", "rsa", "-b", "2048"], "keys of type ssh-rsa are not supported yet"),
-        (["-t", "rsa", "-b", "2048", "-m", "PEM"], "this is an RSA key in old PEM format"),
-        (["-t", "rsa", "-b", "2048", "-m", "PKCS8"], "this is a key in PKCS#8 format"),
-        (["-t", "ecdsa", "-m", "PEM"], "this is an ECDSA key in old PEM format"),
+        ["-v2", "aes256"],
+        ["-v2", "aes-128-cbc", "-v2prf", "hmacWithSHA1"],
+        ["-v2", "des3", "-iter", "100000"],
+        ["-scrypt"],
+        ["-scrypt", "-scrypt_N", "4096", "-scrypt_p", "2"],
+        ["-v1", "PBE-SHA1-3DES"],
     ],
 )
-def test_other_keys_of_ssh_keygen_are_refused_clearly(tmp_path, options, message):
+def test_pkcs8_of_openssl(tmp_path, options):
     path = tmp_path / "id"
-    keygen("-q", "-N", "", "-f", path, *options)
-    refused = refusal(path.read_bytes(), where=str(path))
-    assert message in refused
-    assert "ssh-keygen" in refused
+    keygen("-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-f", path)
+    public = parse_private_key_file_untrusted(path.read_bytes()).public_key
+    made = tmp_path / "made"
+    openssl("pkcs8", "-topk8", "-in", path, *options, "-passout", "pass:secret", "-out", made)
+    file = parse_private_key_file_untrusted(made.read_bytes())
+    assert file.decrypt("secret").public == public
+    with pytest.raises(WrongPassphrase):
+        file.decrypt("Secret")
 
 
 @pytest.mark.interop
-def test_ssh_keygen_checks_our_signature(tmp_path):
+@pytest.mark.parametrize("cipher", ["aes128", "aes256", "des3"])
+def test_old_encrypted_pem_of_openssl(tmp_path, cipher):
+    path = tmp_path / "id"
+    openssl("genrsa", "-traditional", f"-{cipher}", "-passout", "pass:secret", "-out", path, "2048")
+    file = parse_private_key_file_untrusted(path.read_bytes())
+    assert b"DEK-Info" in path.read_bytes()
+    assert file.decrypt("secret").public.algorithm == "ssh-rsa"
+    with pytest.raises(WrongPassphrase):
+        file.decrypt("Secret")
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["ecparam", "-genkey", "-name", "prime256v1"], "ecdsa-sha2-nistp256"),
+        (["genpkey", "-algorithm", "ed25519"], "ssh-ed25519"),
+        (["genpkey", "-algorithm", "rsa", "-pkeyopt", "rsa_keygen_bits:3072"], "ssh-rsa"),
+        (["genpkey", "-algorithm", "ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
+         "ecdsa-sha2-nistp521"),
+    ],
+)  # fmt: skip
+def test_plain_keys_of_openssl(tmp_path, arguments, name):
+    path = tmp_path / "id"
+    openssl(*arguments, "-out", path)
+    assert parse_private_key_file_untrusted(path.read_bytes()).public_key.algorithm == name
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("name", TYPES)
+def test_ssh_keygen_checks_our_signature(tmp_path, name):
     """The sshsig format wraps an ordinary signature blob (PROTOCOL.sshsig)."""
-    key = PrivateKey.generate(os.urandom)
+    key = a_private_key(name)
     digest = hashlib.sha512(b"message").digest()
     preamble = b"SSHSIG" + string(b"file") + string(b"") + string(b"sha512")
-    signature = key.sign(preamble + string(digest), "ssh-ed25519")
+    signature = key.sign(preamble + string(digest), key.public.signature_algorithms[0])
     blob = b"SSHSIG" + uint32(1) + string(key.public.blob) + string(b"file") + string(b"")
     blob += string(b"sha512") + string(signature)
     text = b"-----BEGIN SSH SIGNATURE-----\n" + base64.encodebytes(blob)

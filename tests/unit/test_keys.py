@@ -138,9 +138,9 @@ def test_malformed_public_keys(blob, message):
 @pytest.mark.parametrize(
     "name",
     [
-        "ssh-rsa",
         "ssh-dss",
-        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp192",
+        "rsa-sha2-512",
         "SSH-ED25519",
         "ssh-ed25519-cert-v01@openssh.com",
     ],

@@ -10,17 +10,18 @@ import time
 import pytest
 
 from gateway.errors import ConfigError
+from gateway.ssh.certificates import parse_certificate_untrusted
 from gateway.ssh.keyfiles import encode_private_key_file
-from gateway.ssh.keys import PrivateKey, fingerprint
+from gateway.ssh.keys import PrivateKey, fingerprint, match_pattern
 from gateway.ssh.known_hosts import (
     KnownHosts,
     Marker,
     Status,
     format_line,
     host_name,
-    match_pattern,
 )
 from gateway.ssh.wire import mpint, string
+from tests.support.keys import PRIVATE_TYPES, a_certificate, a_private_key, options
 
 
 def private_key(letter):
@@ -31,12 +32,15 @@ def public_key(letter):
     return private_key(letter).public
 
 
+NOW = 1_800_000_000.0
 KEY = public_key("k")
 OTHER = public_key("o")
 THIRD = public_key("t")
 K, O, T = KEY.openssh_text(), OTHER.openssh_text(), THIRD.openssh_text()  # noqa: E741 - short lines
 RSA_BLOB = string(b"ssh-rsa") + mpint(65537) + mpint(2**2047 + 12345)
 RSA = f"ssh-rsa {base64.b64encode(RSA_BLOB).decode()}"
+SHORT_RSA_BLOB = string(b"ssh-rsa") + mpint(65537) + mpint(2**1023 + 12345)
+SHORT_RSA = f"ssh-rsa {base64.b64encode(SHORT_RSA_BLOB).decode()}"
 
 
 def known(*lines):
@@ -46,7 +50,7 @@ def known(*lines):
 def status(text, host="host", port=22, key=KEY):
     hosts = known(*text.split("\n"))
     assert not hosts.problems
-    return hosts.lookup(host, port, key).status
+    return hosts.lookup(host, port, key, NOW).status
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,7 @@ def status(text, host="host", port=22, key=KEY):
         # CHANGED: any other plain key, of the same type or not
         (f"host {O}", "host", 22, Status.CHANGED),
         (f"host {RSA}", "host", 22, Status.CHANGED),
+        (f"host {SHORT_RSA}", "host", 22, Status.CHANGED),
         (f"host {O}\nhost {K}", "host", 22, Status.KNOWN),
         (f"host {K}\nhost {O}", "host", 22, Status.KNOWN),
         (f"host {RSA}\nhost {K}", "host", 22, Status.KNOWN),
@@ -119,27 +124,27 @@ def test_a_verdict_names_the_line_and_the_other_keys():
     hosts = KnownHosts.parse(
         [("a", f"# first\nhost {RSA}\nhost {O}\n"), ("b", f"\nhost {K}\n@revoked host {T}\n")]
     )
-    verdict = hosts.lookup("Host", 22, KEY)
+    verdict = hosts.lookup("Host", 22, KEY, NOW)
     assert (verdict.status, verdict.name) == (Status.KNOWN, "host")
     assert (verdict.entry.file, verdict.entry.line) == ("b", 2)
     assert verdict.entry.fingerprint == KEY.fingerprint
     assert [entry.algorithm for entry in verdict.other_keys] == ["ssh-rsa", "ssh-ed25519"]
 
-    revoked = hosts.lookup("host", 22, THIRD)
+    revoked = hosts.lookup("host", 22, THIRD, NOW)
     assert (revoked.status, revoked.entry.file, revoked.entry.line) == (Status.REVOKED, "b", 3)
     assert revoked.entry.marker is Marker.REVOKED
 
-    changed = hosts.lookup("host", 22, public_key("x"))
+    changed = hosts.lookup("host", 22, public_key("x"), NOW)
     assert changed.status is Status.CHANGED
     assert (changed.entry.file, changed.entry.line) == ("a", 3)  # the one of the same type
     assert changed.entry.fingerprint == OTHER.fingerprint
     assert len(changed.other_keys) == 3
 
-    only_rsa = known(f"host {RSA}").lookup("host", 22, KEY)
+    only_rsa = known(f"host {RSA}").lookup("host", 22, KEY, NOW)
     assert (only_rsa.status, only_rsa.entry.algorithm) == (Status.CHANGED, "ssh-rsa")
     assert only_rsa.entry.fingerprint == fingerprint(RSA_BLOB)
 
-    unknown = known(f"host {O}").lookup("host", 2222, KEY)
+    unknown = known(f"host {O}").lookup("host", 2222, KEY, NOW)
     assert (unknown.status, unknown.entry) == (Status.UNKNOWN, None)
     assert unknown.name == "[host]:2222"
     assert [entry.fingerprint for entry in unknown.other_keys] == [OTHER.fingerprint]
@@ -193,8 +198,8 @@ def test_a_line_that_cannot_be_read_is_a_problem_and_trusts_nothing(line, proble
     assert hosts.problems[0].endswith(", line ignored")
     assert any(part in hosts.problems[0] for part in problem.split("|"))
     assert hosts.problems[0].isprintable()
-    assert hosts.lookup("host", 22, KEY).status is Status.CHANGED
-    assert hosts.lookup("host", 22, OTHER).status is Status.KNOWN
+    assert hosts.lookup("host", 22, KEY, NOW).status is Status.CHANGED
+    assert hosts.lookup("host", 22, OTHER, NOW).status is Status.KNOWN
 
 
 def test_only_line_feeds_separate_lines():
@@ -203,7 +208,7 @@ def test_only_line_feeds_separate_lines():
         hosts = known(f"# comment{separator}host {K}")
         assert not hosts.entries
         hosts = known(f"other {O} comment{separator}host {K}")
-        assert hosts.lookup("host", 22, KEY).status is Status.UNKNOWN
+        assert hosts.lookup("host", 22, KEY, NOW).status is Status.UNKNOWN
 
 
 def test_case_is_ascii_only():
@@ -216,9 +221,9 @@ def test_case_is_ascii_only():
 def test_bytes_that_are_no_text_are_read():
     hosts = KnownHosts.parse([("kh", b"h\xffst " + K.encode() + b" \xfe\nhost " + K.encode())])
     assert hosts.problems == ()
-    assert hosts.lookup("host", 22, KEY).status is Status.KNOWN
-    assert hosts.lookup("h\udcffst", 22, KEY).status is Status.KNOWN
-    assert hosts.lookup("h\ud800st", 22, KEY).status is Status.UNKNOWN
+    assert hosts.lookup("host", 22, KEY, NOW).status is Status.KNOWN
+    assert hosts.lookup("h\udcffst", 22, KEY, NOW).status is Status.KNOWN
+    assert hosts.lookup("h\ud800st", 22, KEY, NOW).status is Status.UNKNOWN
 
 
 def test_absurd_size_is_refused_as_a_whole():
@@ -272,6 +277,123 @@ def test_host_key_algorithms_are_ordered_as_ssh_orders_them():
     assert order("p", 22, preferred) == preferred
     assert order("rsa", 9, preferred) == preferred  # by the name with the port only
     assert order("rsa", 22, ()) == ()
+
+
+def test_certificate_algorithms_are_ordered_too():
+    """order_hostkeyalgs: all certificates where a CA is known, and those of known keys."""
+    preferred = (
+        "ssh-ed25519-cert-v01@openssh.com",
+        "rsa-sha2-512-cert-v01@openssh.com",
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256",
+        "rsa-sha2-512",
+        "rsa-sha2-256",
+    )
+    hosts = known(
+        f"rsa,ca {RSA}", f"ed {K}", f"@cert-authority ca,only-ca {O}", f"@revoked gone {O}"
+    )
+    order = hosts.host_key_algorithms_for
+    rsa = tuple(name for name in preferred if name.startswith("rsa"))
+    others = tuple(name for name in preferred if name not in rsa)
+    assert order("rsa", 22, preferred) == rsa + others
+    assert order("ed", 22, preferred) == preferred
+    assert order("only-ca", 22, preferred[2:] + preferred[:2]) == preferred
+    assert order("ca", 22, preferred) == (
+        *preferred[:2], "rsa-sha2-512", "rsa-sha2-256", "ssh-ed25519", "ecdsa-sha2-nistp256"
+    )  # fmt: skip
+    assert order("gone", 22, preferred[2:] + preferred[:2]) == preferred[2:] + preferred[:2]
+
+
+# ---- certificates ------------------------------------------------------------
+
+
+def certified(letter="k", ca="o", **fields):
+    return parse_certificate_untrusted(a_certificate(public_key(letter), private_key(ca), **fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "fields", "expected"),
+    [
+        (f"@cert-authority host {O}", "host", 22, {}, Status.KNOWN),
+        (f"@cert-authority HOST {O}", "HOST", 22, {}, Status.KNOWN),
+        (f"@cert-authority * {O}", "host", 22, {}, Status.KNOWN),
+        (f"@cert-authority h*,!host {O}", "host", 22, {}, Status.UNKNOWN),
+        (f"@cert-authority [host]:2222 {O}", "host", 2222, {}, Status.KNOWN),
+        (f"@cert-authority host {O}", "host", 2222, {}, Status.KNOWN),
+        (f"@cert-authority [host]:2222 {O}", "host", 22, {}, Status.UNKNOWN),
+        (f"@cert-authority host {T}", "host", 22, {}, Status.UNKNOWN),
+        (f"@cert-authority host {K}", "host", 22, {}, Status.UNKNOWN),
+        (f"host {O}", "host", 22, {}, Status.CHANGED),  # a CA's key without its marker
+        ("", "host", 22, {}, Status.UNKNOWN),
+        # a certificate that is not good is judged as its plain key
+        (f"@cert-authority host {O}", "host", 22, {"principals": (b"x",)}, Status.UNKNOWN),
+        (f"@cert-authority host {O}", "host", 22, {"principals": ()}, Status.UNKNOWN),
+        (f"@cert-authority host {O}", "host", 22, {"valid": (0, 1)}, Status.UNKNOWN),
+        (f"@cert-authority host {O}", "host", 22, {"valid": (2**63, 2**64 - 1)}, Status.UNKNOWN),
+        (f"@cert-authority host {O}", "host", 22, {"kind": 1}, Status.UNKNOWN),
+        (f"@cert-authority host {O}\nhost {K}", "host", 22, {"valid": (0, 1)}, Status.KNOWN),
+        (f"@cert-authority host {O}\nhost {T}", "host", 22, {"valid": (0, 1)}, Status.CHANGED),
+        (f"host {K}", "host", 22, {}, Status.KNOWN),
+        (f"host {T}", "host", 22, {}, Status.CHANGED),
+        (f"@cert-authority host {O}\nhost {T}", "host", 22, {}, Status.KNOWN),
+        # revoked: the CA, the plain key, the certificate's own line elsewhere
+        (f"@cert-authority host {O}\n@revoked * {O}", "host", 22, {}, Status.REVOKED),
+        (f"@revoked host {O}\nhost {K}", "host", 22, {}, Status.REVOKED),
+        (f"@cert-authority host {O}\n@revoked * {K}", "host", 22, {}, Status.REVOKED),
+        (f"@cert-authority [host]:9 {O}\n@revoked host {O}", "host", 9, {}, Status.REVOKED),
+        (f"@cert-authority host {O}\n@revoked x {O}", "host", 22, {}, Status.KNOWN),
+        (f"@cert-authority host {O}\n@revoked * {T}", "host", 22, {}, Status.KNOWN),
+    ],
+)
+def test_certificates(text, host, port, fields, expected):
+    hosts = known(*text.split("\n"))
+    assert not hosts.problems
+    key = certified(**fields)
+    verdict = hosts.lookup(host, port, key, NOW)
+    assert verdict.status is expected
+    if expected is Status.REVOKED:
+        assert (verdict.key, verdict.certificate_problem) == (key, "")
+    elif verdict.entry is not None and verdict.entry.marker is Marker.CERT_AUTHORITY:
+        assert (verdict.key, verdict.certificate_problem) == (key, "")
+        assert verdict.entry.blob == OTHER.blob
+    else:
+        assert verdict.key == KEY
+        assert verdict.certificate_problem.isprintable()
+        assert verdict.certificate_problem != ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"valid": (0, 1)}, "has expired"),
+        ({"principals": (b"a", b"b")}, "is for a, b, not for host"),
+        ({"kind": 1}, "is not for hosts"),
+        ({"critical": options((b"x", b""))}, "critical option x"),
+        ({"ca": "t"}, "no @cert-authority line for this host has its CA's key"),
+    ],
+)
+def test_a_verdict_says_what_is_wrong_with_a_certificate(fields, problem):
+    hosts = known(f"@cert-authority host {O}")
+    assert problem in hosts.lookup("host", 22, certified(**fields), NOW).certificate_problem
+
+
+@pytest.mark.parametrize("name", PRIVATE_TYPES)
+def test_keys_and_cas_of_every_type(name):
+    key, ca = a_private_key(name), a_private_key(name, "c")
+    hosts = known(
+        f"plain {key.public.openssh_text()}",
+        f"@cert-authority ca {ca.public.openssh_text()}",
+        f"other {KEY.openssh_text() if name != 'ssh-ed25519' else RSA}",
+    )
+    assert not hosts.problems
+    certificate = parse_certificate_untrusted(
+        a_certificate(key.public, ca, principals=(b"ca", b"other"))
+    )
+    assert hosts.lookup("plain", 22, key.public, NOW).status is Status.KNOWN
+    assert hosts.lookup("ca", 22, certificate, NOW).status is Status.KNOWN
+    assert hosts.lookup("plain", 22, ca.public, NOW).status is Status.CHANGED
+    assert hosts.lookup("other", 22, key.public, NOW).status is Status.CHANGED
+    assert hosts.lookup("other", 22, certificate, NOW).status is Status.CHANGED
 
 
 def test_a_written_line_is_found_again():
@@ -378,8 +500,8 @@ def test_a_file_hashed_by_ssh_keygen_says_the_same(tmp_path):
     for host in ("host", "HOST", "192.0.2.1", "192.0.2.2"):
         for port in (22, 2222, 23):
             for key in (KEY, OTHER, THIRD):
-                ours = before.lookup(host, port, key).status
-                assert after.lookup(host, port, key).status is ours
+                ours = before.lookup(host, port, key, NOW).status
+                assert after.lookup(host, port, key, NOW).status is ours
 
 
 @pytest.mark.interop
@@ -445,7 +567,7 @@ def test_ssh_trusts_and_distrusts_the_same_keys(tmp_path, text, port):
     command = ["ssh", "-F", "none", "-p", str(port), *(f"-o{option}" for option in options)]
     done = subprocess.run([*command, "nobody@host", "true"], capture_output=True, check=False)
     said = done.stderr.decode()
-    verdict = KnownHosts.parse([("kh", text)]).lookup("host", port, KEY).status
+    verdict = KnownHosts.parse([("kh", text)]).lookup("host", port, KEY, NOW).status
     if verdict is Status.KNOWN:
         assert "Permission denied" in said
         return

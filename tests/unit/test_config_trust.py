@@ -1,0 +1,133 @@
+"""Trust in host keys and host certificates, with one sentence for every refusal."""
+
+import dataclasses
+
+import pytest
+
+from gateway.config.ssh_config import StrictHostKeyChecking
+from gateway.config.trust import HostKeyChecker
+from gateway.errors import HostKeyError
+from gateway.ssh.algorithms import DEFAULT_HOST_KEY_ALGORITHMS
+from gateway.ssh.certificates import parse_certificate_untrusted
+from tests.support.keys import PRIVATE_TYPES, a_certificate, a_private_key
+
+KEY = a_private_key("ssh-ed25519")
+CA = a_private_key("ssh-ed25519", "c")
+OTHER = a_private_key("ssh-ed25519", "o")
+
+
+@dataclasses.dataclass
+class Config:
+    """What a checker reads of a HostConfig."""
+
+    known_hosts_files: tuple
+    global_known_hosts_files: tuple = ()
+    host_name: str = "host"
+    port: int = 22
+    host_key_algorithms: tuple = DEFAULT_HOST_KEY_ALGORITHMS
+    strict_host_key_checking: StrictHostKeyChecking = StrictHostKeyChecking.YES
+    batch_mode: bool = False
+    hash_known_hosts: bool = False
+
+
+class Person:
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.heard = []
+
+    def say(self, text):
+        self.heard.append(text)
+
+    async def ask(self, question):
+        self.heard.append(question)
+        return self.answers.pop(0) if self.answers else None
+
+    async def ask_secret(self, prompt):
+        raise AssertionError(prompt)
+
+
+@pytest.fixture
+def known_hosts(tmp_path):
+    return tmp_path / "known_hosts"
+
+
+def certificate(key=KEY, **fields):
+    return parse_certificate_untrusted(a_certificate(key.public, CA, **fields))
+
+
+def line(key, names="host", marker=""):
+    return f"{marker} {names} {key.public.openssh_text()}\n".lstrip()
+
+
+async def refusal(known_hosts, text, key, **settings):
+    known_hosts.write_text(text)
+    person = Person()
+    with pytest.raises(HostKeyError) as caught:
+        await HostKeyChecker(Config((known_hosts,), **settings), person).check(key)
+    assert str(caught.value).isprintable()
+    assert known_hosts.read_text() == text
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", PRIVATE_TYPES)
+async def test_a_certificate_of_a_known_ca(known_hosts, name):
+    known_hosts.write_text(line(CA, marker="@cert-authority"))
+    person = Person()
+    checker = HostKeyChecker(Config((known_hosts,)), person)
+    await checker.check(certificate(a_private_key(name)))
+    assert person.heard == []
+    assert known_hosts.read_text() == line(CA, marker="@cert-authority")
+    assert checker.host_key_algorithms() == DEFAULT_HOST_KEY_ALGORITHMS
+
+
+async def test_the_plain_key_of_a_certificate_may_be_known(known_hosts):
+    known_hosts.write_text(line(KEY))
+    await HostKeyChecker(Config((known_hosts,)), Person()).check(certificate())
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"valid": (0, 1)}, 'the certificate "the id" (serial 7) has expired'),
+        ({"principals": (b"other",)}, 'the certificate "the id" (serial 7) is for other, not for'),
+        ({"kind": 1}, 'the certificate "the id" (serial 7) is not for hosts'),
+    ],
+)
+async def test_a_certificate_that_does_not_count(known_hosts, fields, reason):
+    text = line(CA, marker="@cert-authority")
+    message = await refusal(known_hosts, text, certificate(**fields))
+    assert "is not known and StrictHostKeyChecking is yes" in message
+    assert reason in message
+    only = ("ssh-ed25519-cert-v01@openssh.com",)
+    message = await refusal(known_hosts, text, certificate(**fields), host_key_algorithms=only)
+    assert message.startswith("the certificate of host does not count (")
+    assert reason in message
+
+
+async def test_changed_and_revoked_certificates(known_hosts):
+    assert "THE HOST KEY OF host HAS CHANGED" in await refusal(
+        known_hosts, line(OTHER), certificate()
+    )
+    text = line(CA, marker="@cert-authority") + line(CA, "*", "@revoked")
+    message = await refusal(known_hosts, text, certificate())
+    assert message.startswith(f"the CA of the host key of host, {CA.public.fingerprint}, is marked")
+    text = line(CA, marker="@cert-authority") + line(KEY, "*", "@revoked")
+    message = await refusal(known_hosts, text, certificate())
+    assert message.startswith(f"the host key of host, {KEY.public.fingerprint}, is marked")
+
+
+async def test_the_plain_key_is_asked_for_and_remembered(known_hosts):
+    person = Person("yes")
+    config = Config((known_hosts,), strict_host_key_checking=StrictHostKeyChecking.ASK)
+    await HostKeyChecker(config, person).check(certificate())
+    assert "no @cert-authority line for this host has its CA's key" in person.heard[0]
+    assert known_hosts.read_text() == line(KEY)
+
+
+@pytest.mark.parametrize("name", PRIVATE_TYPES)
+async def test_a_changed_key_of_each_type(known_hosts, name):
+    key = a_private_key(name, "o")
+    message = await refusal(known_hosts, line(a_private_key(name)), key.public)
+    assert "THE HOST KEY OF host HAS CHANGED" in message
+    assert key.public.fingerprint in message
+    assert a_private_key(name).public.fingerprint in message
