@@ -92,7 +92,9 @@ class ScriptedClient:
         setup = ClientSetup(
             "root",
             (USER_KEY.public,),
-            Preferences((suite.kex,), ciphers=(suite.cipher,), macs=(suite.mac or "none",)),
+            Preferences(
+                (suite.kex,), ("ssh-ed25519",), ciphers=(suite.cipher,), macs=(suite.mac or "none",)
+            ),
             RekeyLimit(bytes=REKEY_BYTES),
         )
         self.protocol = Protocol(setup, 0.0, stream_of(suite.name))
