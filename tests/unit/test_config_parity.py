@@ -71,9 +71,9 @@ CONFIGURATIONS = {
     "update": "UpdateHostKeys yes\nStrictHostKeyChecking yes\n",
     "the link": "BindInterface lo\nConnectionAttempts 3\nTCPKeepAlive no\nIPQoS ef none\n",
     "classes": "IPQoS AF21\n",
-    "class numbers": "IPQoS 0x10 cs1\nKeepAlive no\n",
+    "class numbers": "IPQoS 0x14 cs1\nKeepAlive no\n",
     "session, background": "StdinNull yes\nForkAfterAuthentication yes\nRemoteCommand  echo "
-    "'a  b' \"%h # %p\n",
+    "'a  b' %h # %p\n",
     "command": "RemoteCommand=%n %C %d %i %k %L %l %r %u %% ${HOME}\nHostKeyAlias A\n",
     "levels": "LogLevel quiet\nPubkeyAuthentication host-bound\n",
     "levels, debug": "LogLevel DEBUG\nPubkeyAuthentication no\n",
@@ -91,7 +91,7 @@ CONFIGURATIONS = {
     "127.0.0.1\n User c\n",
     "canonical, IPv6": "HostName 0:0::1\n",
     "names come first": "Match final\n HostName late\n User late\n",
-    "match, exec": "Match exec \"test %h = jump\"\n Port 7\nMatch !exec \"exit 3\" user {me}\n"
+    "match, exec": 'Match exec "test %h = jump"\n Port 7\nMatch !exec "exit 3" user {me}\n'
     " ConnectTimeout 3\n",
     "match, exec tokens": "Match exec \"test '%n %h %p %r %u %i %L' = "
     "'jump real 22 bob {me} '$(id -u)' '$(hostname -s)\"\n Port 7\nHost *\n HostName real\n"
@@ -126,7 +126,7 @@ def asked_of_ssh(file, host, *options):
     found = {}
     for line in answer.stdout.splitlines():
         keyword, _, value = line.partition(" ")
-        found.setdefault(keyword, []).append(value)
+        found.setdefault(keyword.lower(), []).append(value)
     return found
 
 
