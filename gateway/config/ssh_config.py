@@ -53,6 +53,7 @@ __all__ = [
     "ListenAddress",
     "LogLevel",
     "PubkeyMode",
+    "ReadSettings",
     "RekeyLimit",
     "SessionType",
     "StrictHostKeyChecking",
