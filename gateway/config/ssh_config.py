@@ -38,7 +38,7 @@ from gateway.config.sources import (
     Setting,
     Settings,
 )
-from gateway.config.tokens import make_tokens
+from gateway.config.tokens import ShellTokens, make_tokens
 from gateway.config.values import IpQos, RekeyLimit
 from gateway.errors import printable
 
@@ -220,7 +220,7 @@ def _canonical_rules(settings: Settings) -> Rules:
         fields.MAX_DOTS.value(settings),
         fields.CNAMES.value(settings),
         FAMILIES[fields.FAMILY.value(settings)],
-        proxy is not None and proxy.arguments != ("none",),
+        proxy is not None and proxy.arguments[0].lower() != "none",
     )
 
 
@@ -309,11 +309,11 @@ def _user(settings: Settings, tokens: Mapping[str, str], environment: Environmen
 
 
 def _remote_command(settings: Settings, tokens: Mapping[str, str]) -> str | None:
-    """The command runs in the server's shell; what the tokens put in was checked as a name."""
+    """Expand the command, which the server gives to a shell."""
     setting = settings.first("remotecommand")
     if setting is None or setting.one().lower() == "none":
         return None
-    return expand_tokens(setting.one(), tokens, setting.where)
+    return expand_tokens(setting.one(), ShellTokens(tokens, setting.where), setting.where)
 
 
 def _update_host_keys(settings: Settings) -> UpdateHostKeys:

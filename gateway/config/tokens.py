@@ -1,12 +1,19 @@
-"""The table of TOKENS in ssh_config(5) for one host."""
+"""The table of TOKENS in ssh_config(5) for one host, and what of it a shell may see."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import ConfigError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.config.sources import Environment
+
+# What a shell takes for more than a character. A backslash is fine: nothing after it is here.
+_SHELL_CHARACTERS: Final = frozenset("'\"`$;&<>|(){}[]*?!#~^")
 
 
 def make_tokens(
@@ -38,3 +45,25 @@ def make_tokens(
     }
     hashed = "".join(tokens[letter] for letter in "lhprj").encode("utf-8", "surrogateescape")
     return tokens | {"C": hashlib.sha1(hashed, usedforsecurity=False).hexdigest()}
+
+
+class ShellTokens(dict[str, str]):
+    """Tokens for a command: a value is checked when it is used (CVE-2023-51385 and successors)."""
+
+    def __init__(self, tokens: Mapping[str, str], where: str) -> None:
+        super().__init__(tokens)
+        self._where = where
+
+    def __getitem__(self, letter: str) -> str:
+        value = super().__getitem__(letter)
+        special = any(
+            character in _SHELL_CHARACTERS or character == " " or not character.isprintable()
+            for character in value
+        )
+        if special or value.startswith("-") or value.endswith("\\"):
+            raise ConfigError(
+                f"%{letter} is {printable(value)} here, which would mean something else to a shell",
+                where=self._where,
+                remedy="use another name for it, or take the token out of the command",
+            )
+        return value

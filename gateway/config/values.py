@@ -32,7 +32,8 @@ _INT_MAX: Final = 2**31 - 1
 _SMALLEST_REKEY: Final = 16  # bytes; readconf.c, oRekeyLimit
 _INTERFACE_LIMIT: Final = 15  # characters; <net/if.h>, IFNAMSIZ
 _DOMAIN: Final = re.compile(r"[a-z0-9_][a-z0-9_.-]*", re.IGNORECASE)
-# The traffic classes with a name: RFC 2474 §4.2.2, RFC 2597 §6, RFC 3246 §2, RFC 8622 §2.
+# The traffic classes with a name: RFC 2474 §4.2.2, RFC 2597 §6, RFC 3246 §2,
+# RFC 5865 §3, RFC 8622 §2.
 _TRAFFIC_CLASSES: Final[Mapping[str, int | None]] = {
     **{
         f"af{number}{drop}": number << 5 | drop << 3
@@ -41,6 +42,7 @@ _TRAFFIC_CLASSES: Final[Mapping[str, int | None]] = {
     },
     **{f"cs{number}": number << 5 for number in range(8)},
     "ef": 0xB8,
+    "va": 0xB0,
     "le": 0x04,
     # Names of RFC 1349, which OpenSSH no longer acts on.
     **dict.fromkeys(("none", "lowdelay", "throughput", "reliability")),

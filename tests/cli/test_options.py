@@ -317,12 +317,15 @@ def test_the_background_fails_in_the_foreground(sshd, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_before_the_login_ends_both(number):
-    """The server accepts and says nothing."""
+    """The server accepts and says nothing. A terminal sends SIGINT to all, kill to one."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         arguments = ["connect", "-F", "none", "-f", "-N", "-p", str(port), "127.0.0.1"]
         with running(*GATEWAY, *arguments) as program:
             accepted, _ = silent.accept()
-            os.killpg(program.pid, number)
+            (os.killpg if number == signal.SIGINT else os.kill)(program.pid, number)
             assert program.wait() == 255
-            accepted.close()
+            with accepted:  # the child ends as well, and with it the connection
+                accepted.settimeout(IN_TIME_S)
+                while accepted.recv(1000):
+                    pass

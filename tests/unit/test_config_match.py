@@ -96,6 +96,7 @@ def test_canonical_and_final_hold_in_the_second_pass_only(read):
     assert read("Match canonical\n Port 7\n").port == 22
     assert read("Match final\n Port 7\n").port == 7
     assert read("Match !final\n Port 7\nMatch final\n Port 8\n").port == 7
+    assert read("Match !final\n Port 7\nMatch canonical\n User bob\n").user == "alice"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ CONFIGURATIONS = {
     "match, original": "HostName real\nMatch !originalhost other localuser {me}\n Port 3\n",
     "match, final": "Match final\n Port 7\nHost jump\n HostName real\nHost real\n User last\n",
     "match, final later": "Match final all\n Port 7\nHost *\n Port 8\n",
-    "match, canonical": "Match canonical all\n Port 7\nMatch !final\n User first\n",
+    "match, canonical": "Match canonical all\n Port 7\nMatch final\n User second\n",
     "address": "HostName fe80::1%%eth0\nBindAddress 192.0.2.1\n",
     "session": "SessionType none\nPreferredAuthentications publickey,password\n",
     "algorithms": "Ciphers aes256-gcm@openssh.com\nMACs hmac-sha2-256\nKexAlgorithms "
@@ -100,7 +100,7 @@ CONFIGURATIONS = {
 }
 
 CRITERIA = [
-    "all", "!all", "final", "!final", "canonical", "host real.example", "host REAL.*", "!host jump",
+    "all", "!all", "final", "canonical", "host real.example", "host REAL.*", "!host jump",
     "host jump", "originalhost jump", "originalhost J*,!jump", "user bob", "user !bob,*",
     "localuser nobody-here", "host real.example exec true", 'host x exec "exit 0"',
     'exec "exit 1"', '!exec "exit 1"', "exec \"exit 0\" user bob", "host=real.example",

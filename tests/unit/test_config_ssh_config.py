@@ -470,6 +470,15 @@ def test_no_identity_file_at_all(read):
 def test_a_user_name_does_not_lead_out_of_the_key_directory(read, user):
     with pytest.raises(ConfigError, match=r"%r is .* would lead to another directory"):
         read("IdentityFile ~/.ssh/keys/%r\n", options=[("User", quoted(user))])
+    for keyword in ("CertificateFile", "IdentityAgent", "UserKnownHostsFile", "RevokedHostKeys"):
+        with pytest.raises(ConfigError, match=rf"{keyword}: %r is .* another directory"):
+            read(f"{keyword} /keys/%r\n", options=[("User", quoted(user))])
+
+
+@pytest.mark.parametrize("user", ["*", "~root", "a#b", "a[b]", "!x"])
+def test_a_user_name_means_nothing_to_the_servers_shell(read, user):
+    with pytest.raises(ConfigError, match=r"RemoteCommand: %r is .* to a shell"):
+        read("RemoteCommand echo %r\n", options=[("User", quoted(user))])
 
 
 @pytest.mark.parametrize("user", ["~x", "C:x", "a\\b", "a..b"])
