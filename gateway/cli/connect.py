@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import os
@@ -34,7 +35,7 @@ from gateway.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 STANDARD_INPUT: Final = 0
 
@@ -106,7 +107,9 @@ def _log_to(name: str) -> None:
             where=f"-E {printable(name)}",
             remedy="name a file in a folder that you may write",
         ) from error
-    sys.stderr = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1, errors="replace")
+    sys.stderr = os.fdopen(
+        descriptor, "w", encoding="utf-8", buffering=1, errors="backslashreplace"
+    )
 
 
 def _report(event: events.Event) -> None:
@@ -128,13 +131,13 @@ def run_connect(arguments: list[str]) -> int:
         if parsed.log_file is not None:
             _log_to(parsed.log_file)
         if parsed.query is not None:
-            print(*answer(parsed.query), sep="\n")
+            _print(answer(parsed.query))
             return 0
         environment = _environment()
         read = _read_settings(parsed, environment)
         config = resolve(read, environment)
         if parsed.print_config:
-            print(*dump(config, read.settings), sep="\n")
+            _print(dump(config, read.settings))
             return 0
         options = _client_options(parsed, config)
     except ConfigError as error:
@@ -150,6 +153,14 @@ def run_connect(arguments: list[str]) -> int:
         return _connect(replace(options, ready=ready))
 
     return run_in_background(work, keep=_kept(options))
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Write lines as they are, also file names that are no UTF-8; nobody has to read them all."""
+    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.buffer.write(b"".join(os.fsencode(line) + b"\n" for line in lines))
+        sys.stdout.buffer.flush()
 
 
 def _connect(options: ClientOptions) -> int:

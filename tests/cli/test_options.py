@@ -26,12 +26,6 @@ from tests.support.programs import (
 )
 
 SSH = shutil.which("ssh")
-needs_ssh = [pytest.mark.interop, pytest.mark.skipif(SSH is None, reason="there is no ssh")]
-needs_sshd = [
-    pytest.mark.interop,
-    pytest.mark.skipif(sshd_path() is None, reason="there is no sshd"),
-    pytest.mark.skipif(os.getuid() != 0, reason="only root may log in with this sshd"),
-]
 IN_TIME_S = 20.0
 
 
@@ -144,6 +138,16 @@ def test_tags_and_commands_select_lines(tmp_path):
     assert values(gateway("-F", file, "-G", "-P", "home", "host").stdout, "port") == ["port 22"]
     listing = gateway("-F", file, "-G", "host", "ls", "-l").stdout
     assert values(listing, "user") == ["user lister"]
+
+
+def test_names_that_are_no_text_are_printed_as_they_are(tmp_path):
+    file = tmp_path / "config"
+    file.write_bytes(b"IdentityFile /caf\xe9\n")
+    result = subprocess.run(
+        [*GATEWAY, "connect", "-F", file, "-G", "host"], capture_output=True, check=True,
+        stdin=subprocess.DEVNULL, timeout=IN_TIME_S,
+    )  # fmt: skip
+    assert b"\nidentityfile /caf\xe9\n" in result.stdout
 
 
 @pytest.mark.parametrize(
