@@ -117,7 +117,9 @@ async def connect(
         ClientSetup(
             config.user,
             identities.public_keys,
-            Preferences(config.kex_algorithms, checker.host_key_algorithms(), config.ciphers),
+            Preferences(
+                config.kex_algorithms, checker.host_key_algorithms(), config.ciphers, config.macs
+            ),
             RekeyLimit(config.rekey_limit.bytes, config.rekey_limit.seconds),
         ),
         carrier,

@@ -166,7 +166,7 @@ def _print(lines: Iterable[str]) -> None:
 def _connect(options: ClientOptions) -> int:
     quiet = options.config.log_level is LogLevel.QUIET
     report = _report_nothing if quiet else _report
-    return run(partial(connect, options, Person(), report), quiet=quiet)
+    return run(partial(connect, options, Person(quiet=quiet), report), quiet=quiet)
 
 
 def _kept(options: ClientOptions) -> tuple[int, ...]:
