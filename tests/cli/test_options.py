@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -286,6 +287,29 @@ def test_a_tunnel_in_the_background(sshd):
         }
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 1)
+
+
+@pytest.mark.interop
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen")
+def test_the_passphrase_is_asked_on_the_terminal_before(sshd, tmp_path):
+    key = tmp_path / "key"
+    shutil.copy(sshd.keys.user, key)
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", key], check=True)
+    options = [str(key) if text == str(sshd.keys.user) else text for text in client_options(sshd)]
+    port = free_port()
+    command = [*GATEWAY, "connect", "-f", "-N", "-D", str(port), *options, "root@127.0.0.1"]
+    with ended_afterwards(port):
+        process, terminal = pty.fork()
+        if not process:
+            os.execv(command[0], command)
+        shown = b""
+        while b"passphrase" not in shown:
+            shown += os.read(terminal, 1000)
+        time.sleep(0.2)  # getpass empties the queue of the terminal before it reads
+        os.write(terminal, b"secret\n")
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+        os.close(terminal)  # as when the window is closed
+        assert banner_through(port, sshd.port).startswith(b"SSH-2.0-OpenSSH")
 
 
 @pytest.mark.interop

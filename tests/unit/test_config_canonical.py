@@ -123,10 +123,15 @@ def test_no_question_to_the_dns_without_being_told(tmp_path, resolve, asked):
     assert asked == []
 
 
-def test_the_systems_resolver():
+def test_the_systems_resolver(monkeypatch):
     assert system_resolve("localhost", socket.AF_INET) is not None
-    assert system_resolve("no-such-host.invalid.", socket.AF_UNSPEC) is None
     assert system_resolve("a" * 300, socket.AF_UNSPEC) is None
+
+    def fail(*_arguments, **_more):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert system_resolve("no-such-host.invalid.", socket.AF_UNSPEC) is None
 
 
 def test_the_addresses_of_this_machine():

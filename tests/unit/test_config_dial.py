@@ -1,5 +1,6 @@
 """What BindInterface, TCPKeepAlive and IPQoS do to the socket of a link."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -10,11 +11,20 @@ import trio
 from gateway.net.dial import DialError, DialOptions, dial
 
 
+def has_ipv6():
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+
+
 @pytest.mark.parametrize(
     ("address", "level", "option"),
     [
         ("127.0.0.1", socket.IPPROTO_IP, socket.IP_TOS),
-        ("::1", socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+        pytest.param("::1", socket.IPPROTO_IPV6, socket.IPV6_TCLASS, marks=needs_ipv6),
     ],
 )
 async def test_traffic_class_and_keep_alive(address, level, option):
