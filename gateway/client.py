@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +14,7 @@ import trio
 
 from gateway import events
 from gateway.config.identities import Identities
-from gateway.config.ssh_config import AddressFamily
+from gateway.config.ssh_config import FAMILIES
 from gateway.config.trust import HostKeyChecker
 from gateway.errors import (
     AuthenticationError,
@@ -36,6 +35,7 @@ from gateway.ssh.protocol import ClientSetup
 from gateway.ssh.transport import RekeyLimit
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from gateway.config.addresses import ListenAddress
@@ -46,21 +46,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 30.0  # when ConnectTimeout is not set; ssh(1) waits for TCP's own
-_FAMILIES: Final = {
-    AddressFamily.ANY: socket.AF_UNSPEC,
-    AddressFamily.INET: socket.AF_INET,
-    AddressFamily.INET6: socket.AF_INET6,
+ATTEMPT_PAUSE_S: Final = 1.0  # between ConnectionAttempts, as OpenSSH
+_NO_WAY: Final = "there is no way to that network from here"
+_DIAL_REMEDIES: Final = {
+    errno.ECONNREFUSED: "nothing listens there; is the port right and the SSH server running?",
+    errno.ETIMEDOUT: "no answer; is the host up and does a firewall let you through?",
+    errno.ENETUNREACH: _NO_WAY,
+    errno.EHOSTUNREACH: _NO_WAY,
+    errno.EADDRNOTAVAIL: "the bind address (-b) is not one of this machine",
+    errno.ENODEV: "there is no such interface (-B); ip link shows those of this machine",
+    errno.EPERM: "with -B this needs the capability CAP_NET_RAW",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """What `gateway connect` was told. ``stdin`` is a descriptor, or None for no input."""
+    """What `gateway connect` was told. ``stdin`` is a descriptor, or None for no input.
+
+    ``ready`` is called when the login is made and the proxies are up.
+    """
 
     config: HostConfig
     runs_session: bool
     command: str | None = None
     stdin: int | None = None
+    ready: Callable[[], None] | None = None
 
 
 class _Dialogue:
@@ -101,13 +111,15 @@ async def connect(
         log.warning("%s", problem)
     _warn_of_problems(identities)
     listeners = [(forward, _listen(forward, config)) for forward in config.dynamic_forwards]
-    started_s = trio.current_time()
-    carrier = SocketCarrier(await _dial(config, timeout_s), _name(config))
+    sock, started_s = await _dial(config, timeout_s)
+    carrier = SocketCarrier(sock, _name(config))
     client = ClientLink(
         ClientSetup(
             config.user,
             identities.public_keys,
-            Preferences(config.kex_algorithms, checker.host_key_algorithms(), config.ciphers),
+            Preferences(
+                config.kex_algorithms, checker.host_key_algorithms(), config.ciphers, config.macs
+            ),
             RekeyLimit(config.rekey_limit.bytes, config.rekey_limit.seconds),
         ),
         carrier,
@@ -144,31 +156,37 @@ def _warn_of_problems(identities: Identities) -> None:
         log.warning("%s", problem)
 
 
-async def _dial(config: HostConfig, timeout_s: float) -> socket.socket:
-    options = DialOptions(_FAMILIES[config.address_family], config.bind_address, 0, timeout_s)
-    try:
-        return await dial(config.host_name, config.port, options)
-    except NameResolutionError as error:
-        raise ConnectionLost(
-            f"cannot find {config.host_name}: {error.text}: check the name, or your DNS"
-        ) from error
-    except DialError as error:
-        raise ConnectionLost(
-            f"cannot connect to {_name(config)}: {error.text}: {_dial_remedy(error)}"
-        ) from error
+async def _dial(config: HostConfig, timeout_s: float) -> tuple[socket.socket, float]:
+    """Connect, as often as ConnectionAttempts says; return the socket and when it was begun."""
+    options = DialOptions(
+        FAMILIES[config.address_family],
+        config.bind_address,
+        timeout_s=timeout_s,
+        bind_interface=config.bind_interface,
+        traffic_class=config.ip_qos.bulk,
+        keep_alive=config.tcp_keep_alive,
+    )
+    attempt = 0
+    while True:
+        attempt += 1
+        started_s = trio.current_time()
+        try:
+            return await dial(config.host_name, config.port, options), started_s
+        except NameResolutionError as error:
+            raise ConnectionLost(
+                f"cannot find {config.host_name}: {error.text}: check the name, or your DNS"
+            ) from error
+        except DialError as error:
+            if attempt >= config.connection_attempts:
+                raise ConnectionLost(
+                    f"cannot connect to {_name(config)}: {error.text}: {_dial_remedy(error)}"
+                ) from error
+            log.info("cannot connect to %s: %s", _name(config), error.text)
+        await trio.sleep(ATTEMPT_PAUSE_S)
 
 
 def _dial_remedy(error: DialError) -> str:
-    match error.error_number:
-        case errno.ECONNREFUSED:
-            return "nothing listens there; is the port right and the SSH server running?"
-        case errno.ETIMEDOUT:
-            return "no answer; is the host up and does a firewall let you through?"
-        case errno.ENETUNREACH | errno.EHOSTUNREACH:
-            return "there is no way to that network from here"
-        case errno.EADDRNOTAVAIL:
-            return "the bind address (-b) is not one of this machine"
-    return "check the address and the port"
+    return _DIAL_REMEDIES.get(error.error_number, "check the address and the port")
 
 
 def _explained(
@@ -218,6 +236,8 @@ async def _serve(
                 nursery.start_soon(serve, listener, proxy.serve_client, nursery)
             port = sockets[0].getsockname()[1]
             report(events.ListenerOpened("SOCKS proxy", forward.host or "localhost", port))
+        if options.ready is not None:
+            options.ready()
         try:
             if options.runs_session:
                 outcome = await run_command(link, options.command, options.stdin)

@@ -1,8 +1,10 @@
 """Every keyword of ssh_config(5), OpenSSH 10.5, and what we do with it: one table.
 
 Names come from ssh_config(5) and from the list at the top of readconf.c, with the aliases and the
-retired ones that ssh still accepts. To support one more keyword: make its row `SUPPORTED` and read
-its slot in `ssh_config`.
+retired ones that ssh still accepts. To support one more keyword: make its row `SUPPORTED` and give
+it a row in `fields`.
+
+To leave its value unsplit, as a command for a shell must be, set ``raw``.
 
 The rule for a kind: REFUSED if ignoring the keyword would change whom we talk to, how safe that is,
 or what a user relies on; WARNED if a tunnel works without it but somebody could miss it; IGNORED if
@@ -34,7 +36,8 @@ class Keyword:
     """One row.
 
     Keywords with the same ``slot`` are one setting: the first of them wins. Values in ``harmless``
-    say what we do anyway, so they bring neither a warning nor an error.
+    say what we do anyway, so they bring neither a warning nor an error. The value of a ``raw`` one
+    is the rest of its line, quotes and all.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Keyword:
     remedy: str = ""
     slot: str = ""
     accumulates: bool = False
+    raw: bool = False
 
     def __post_init__(self) -> None:
         """Give a row without a slot its own."""
@@ -56,7 +60,6 @@ def _rows(kind: Kind, reason: str, names: str) -> tuple[Keyword, ...]:
 
 
 _OFF: Final = ("no", "false")
-_WITHOUT_IT: Final = "take it out for this host, or use ssh for this connection"
 _PROXY: Final = "the connection would go directly to the host instead of through the proxy"
 _NOT_YET: Final = (
     "open the hop with ssh -L and connect to its end here, or set it to none for this host"
@@ -71,17 +74,37 @@ _GSSAPI: Final = "Kerberos is not offered; the other login methods are"
 
 _SUPPORTED_ROWS: Final = (
     *_rows(Kind.SUPPORTED, "decides which lines apply", "Host Match Include IgnoreUnknown"),
+    *_rows(Kind.SUPPORTED, "decides which lines apply", "Tag CanonicalDomains CanonicalizeMaxDots"),
     *_rows(Kind.SUPPORTED, "whom we talk to", "HostName User Port AddressFamily BindAddress"),
+    *_rows(Kind.SUPPORTED, "whom we talk to", "BindInterface CanonicalizeHostname"),
+    *_rows(
+        Kind.SUPPORTED, "whom we talk to", "CanonicalizeFallbackLocal CanonicalizePermittedCNAMEs"
+    ),
     *_rows(Kind.SUPPORTED, "the link", "ServerAliveCountMax ConnectTimeout RekeyLimit LogLevel"),
-    *_rows(Kind.SUPPORTED, "algorithms", "Ciphers KexAlgorithms HostKeyAlgorithms"),
+    *_rows(Kind.SUPPORTED, "the link", "ConnectionAttempts TCPKeepAlive IPQoS"),
+    Keyword("KeepAlive", Kind.SUPPORTED, "retired alias", slot="tcpkeepalive"),
+    *_rows(Kind.SUPPORTED, "algorithms", "Ciphers KexAlgorithms HostKeyAlgorithms MACs"),
+    *_rows(Kind.SUPPORTED, "algorithms", "CASignatureAlgorithms PubkeyAcceptedAlgorithms"),
+    *_rows(Kind.SUPPORTED, "algorithms", "RequiredRSASize WarnWeakCrypto"),
+    Keyword(
+        "PubkeyAcceptedKeyTypes",
+        Kind.SUPPORTED,
+        "retired alias",
+        slot="pubkeyacceptedalgorithms",
+    ),
     *_rows(Kind.SUPPORTED, "the server's key", "UserKnownHostsFile GlobalKnownHostsFile"),
     *_rows(Kind.SUPPORTED, "the server's key", "StrictHostKeyChecking HashKnownHosts"),
+    *_rows(Kind.SUPPORTED, "the server's key", "HostKeyAlias RevokedHostKeys UpdateHostKeys"),
+    Keyword("CertificateFile", Kind.SUPPORTED, "which keys", accumulates=True),
+    *_rows(Kind.SUPPORTED, "which keys", "IdentityAgent"),
     *_rows(Kind.SUPPORTED, "which login methods", "IdentitiesOnly PasswordAuthentication"),
     *_rows(Kind.SUPPORTED, "which login methods", "PubkeyAuthentication PreferredAuthentications"),
     *_rows(Kind.SUPPORTED, "which login methods", "KbdInteractiveAuthentication"),
     *_rows(Kind.SUPPORTED, "how often to ask", "NumberOfPasswordPrompts BatchMode"),
     *_rows(Kind.SUPPORTED, "forwarding", "ExitOnForwardFailure GatewayPorts ClearAllForwardings"),
     *_rows(Kind.SUPPORTED, "whether a session is opened", "SessionType"),
+    *_rows(Kind.SUPPORTED, "the session", "StdinNull ForkAfterAuthentication"),
+    Keyword("RemoteCommand", Kind.SUPPORTED, "the session", raw=True),
     Keyword("ServerAliveInterval", Kind.SUPPORTED, "the link"),
     # Debian's old names for it, which its ssh still reads.
     Keyword("ProtocolKeepAlives", Kind.SUPPORTED, "alias", slot="serveraliveinterval"),
@@ -108,46 +131,14 @@ _SUPPORTED_ROWS: Final = (
 
 _REFUSED_ROWS: Final = (
     Keyword("ProxyJump", Kind.REFUSED, _PROXY, ("none",), _NOT_YET, slot="proxy"),
-    Keyword("ProxyCommand", Kind.REFUSED, _PROXY, ("none",), _NOT_YET, slot="proxy"),
-    Keyword(
-        "BindInterface",
-        Kind.REFUSED,
-        "the connection could leave through another interface",
-        remedy="use BindAddress with the interface's address",
-    ),
-    Keyword(
-        "CanonicalizeHostname",
-        Kind.REFUSED,
-        "the short name could lead to another host than with ssh",
-        _OFF,
-        "write the full name, or a HostName for it",
-    ),
-    Keyword(
-        "CanonicalizePermittedCNAMEs",
-        Kind.REFUSED,
-        "ssh would follow the alias in the DNS and check the key of another name",
-        ("none",),
-        "write the full name, or a HostName for it",
-    ),
-    Keyword(
-        "HostKeyAlias",
-        Kind.REFUSED,
-        "the server's key would be looked up under another name than with ssh",
-        remedy="add the key to known_hosts under the host's own name and take the alias out",
-    ),
+    Keyword("ProxyCommand", Kind.REFUSED, _PROXY, ("none",), _NOT_YET, slot="proxy", raw=True),
     Keyword(
         "KnownHostsCommand",
         Kind.REFUSED,
         "the command would not be asked which host keys to trust",
         ("none",),
         "write its keys to a file and name that in UserKnownHostsFile",
-    ),
-    Keyword(
-        "RevokedHostKeys",
-        Kind.REFUSED,
-        "a revoked host key would be accepted",
-        ("none",),
-        "put the revoked keys into known_hosts with the marker @revoked",
+        raw=True,
     ),
     Keyword(
         "RefuseConnection",
@@ -164,44 +155,12 @@ _REFUSED_ROWS: Final = (
         _OFF,
         "use the option --vpn, or set Tunnel no for this host",
     ),
-    Keyword(
-        "RemoteCommand",
-        Kind.REFUSED,
-        "the remote command would not be run",
-        ("none",),
-        _WITHOUT_IT,
-    ),
-    Keyword(
-        "ForkAfterAuthentication",
-        Kind.REFUSED,
-        "the command would stay in the foreground, and a script would wait for ever",
-        _OFF,
-        "start it in the background of the shell, or from a service manager",
-    ),
 )
 
 _WARNED_ROWS: Final = (
-    Keyword(
-        "CertificateFile",
-        Kind.WARNED,
-        "certificates are not supported yet; the plain key is offered",
-        ("none",),
-    ),
-    Keyword("IdentityAgent", Kind.WARNED, _IDENTITY_LATER, ("none",)),
     Keyword("PKCS11Provider", Kind.WARNED, _IDENTITY_LATER, ("none",)),
     Keyword("SmartcardDevice", Kind.WARNED, _IDENTITY_LATER, ("none",), slot="pkcs11provider"),
     Keyword("SecurityKeyProvider", Kind.WARNED, _IDENTITY_LATER, ("none", "internal")),
-    Keyword(
-        "PubkeyAcceptedAlgorithms",
-        Kind.WARNED,
-        "each key is used with its own signature algorithm",
-    ),
-    Keyword(
-        "PubkeyAcceptedKeyTypes",
-        Kind.WARNED,
-        "each key is used with its own signature algorithm",
-        slot="pubkeyacceptedalgorithms",
-    ),
     Keyword(
         "HostbasedAuthentication", Kind.WARNED, "this login method is not offered", harmless=_OFF
     ),
@@ -218,19 +177,11 @@ _WARNED_ROWS: Final = (
         "the keys of localhost are checked as all others",
         _OFF,
     ),
-    Keyword("UpdateHostKeys", Kind.WARNED, "further host keys are not learned", _OFF),
     Keyword("FingerprintHash", Kind.WARNED, "fingerprints are shown as SHA256", ("sha256",)),
     Keyword("VisualHostKey", Kind.WARNED, "the fingerprint is shown without a picture", _OFF),
-    Keyword(
-        "WarnWeakCrypto",
-        Kind.WARNED,
-        "there is no such warning; choose with KexAlgorithms what may be used",
-        (*_OFF, "no-pq-kex"),
-    ),
     Keyword("Compression", Kind.WARNED, "the link is not compressed", _OFF),
-    Keyword("ConnectionAttempts", Kind.WARNED, "there is one attempt", ("1",)),
-    Keyword("IPQoS", Kind.WARNED, "packets carry no DSCP mark", ("none",)),
     Keyword("ChannelTimeout", Kind.WARNED, "idle channels stay open", ("none",)),
+    Keyword("AddKeysToAgent", Kind.WARNED, "keys are not added to the agent", _OFF),
     Keyword("ForwardAgent", Kind.WARNED, "the agent is not forwarded", _OFF),
     Keyword("ForwardX11", Kind.WARNED, "X11 is not forwarded", _OFF),
     Keyword(
@@ -260,24 +211,14 @@ _IGNORED_ROWS: Final = (
     *_rows(Kind.IGNORED, _GSSAPI, "GSSAPIRenewalForcesRekey GSSAPITrustDns GSSAPIKexAlgorithms"),
     # So it does with this one.
     *_rows(Kind.IGNORED, "variables belong to a remote session, and none is opened", "SendEnv"),
-    *_rows(Kind.IGNORED, "every cipher here brings its own integrity check", "MACs"),
-    *_rows(Kind.IGNORED, "no certificate of a host is accepted at all", "CASignatureAlgorithms"),
-    *_rows(Kind.IGNORED, "no RSA host key is accepted at all", "RequiredRSASize"),
     *_rows(Kind.IGNORED, "only matters with HostbasedAuthentication", "EnableSSHKeysign"),
     *_rows(
         Kind.IGNORED,
         "only matters with HostbasedAuthentication",
         "HostbasedAcceptedAlgorithms HostbasedKeyTypes",
     ),
-    *_rows(Kind.IGNORED, "only matters with CanonicalizeHostname", "CanonicalDomains"),
-    *_rows(
-        Kind.IGNORED,
-        "only matters with CanonicalizeHostname",
-        "CanonicalizeFallbackLocal CanonicalizeMaxDots",
-    ),
     *_rows(Kind.IGNORED, "only matters with ProxyCommand", "ProxyUseFdpass"),
-    *_rows(Kind.IGNORED, "only matters with Match tagged, which is refused", "Tag"),
-    *_rows(Kind.IGNORED, "only matters with PermitLocalCommand", "LocalCommand"),
+    Keyword("LocalCommand", Kind.IGNORED, "only matters with PermitLocalCommand", raw=True),
     *_rows(Kind.IGNORED, "only matters with Tunnel", "TunnelDevice"),
     *_rows(Kind.IGNORED, "only matters with RemoteForward", "PermitRemoteOpen"),
     *_rows(Kind.IGNORED, "unix sockets need LocalForward or RemoteForward", "StreamLocalBindMask"),
@@ -289,13 +230,10 @@ _IGNORED_ROWS: Final = (
     *_rows(Kind.IGNORED, "every connection here is its own master", "ControlPath ControlPersist"),
     *_rows(Kind.IGNORED, "there is no terminal to escape from", "EscapeChar"),
     *_rows(Kind.IGNORED, "there is no terminal to escape from", "EnableEscapeCommandline"),
-    *_rows(Kind.IGNORED, "a tunnel reads no standard input", "StdinNull"),
-    *_rows(Kind.IGNORED, "saves typing the passphrase in later logins only", "AddKeysToAgent"),
     *_rows(Kind.IGNORED, "names the devices of BSD authentication", "KbdInteractiveDevices"),
     *_rows(Kind.IGNORED, "words in our version string that nobody reads", "VersionAddendum"),
     *_rows(Kind.IGNORED, "debugging aid for the source of OpenSSH", "LogVerbose"),
     *_rows(Kind.IGNORED, "messages go to standard error", "SyslogFacility"),
-    *_rows(Kind.IGNORED, "our own probes find a dead peer sooner", "TCPKeepAlive KeepAlive"),
 )
 
 TABLE: Final = (*_SUPPORTED_ROWS, *_REFUSED_ROWS, *_WARNED_ROWS, *_IGNORED_ROWS)

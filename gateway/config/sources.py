@@ -16,18 +16,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from gateway.config.canonical import system_resolve
+from gateway.config.interfaces import local_addresses
 from gateway.config.keywords import BY_NAME, Keyword
-from gateway.config.lines import (
-    expand_tokens,
-    matches_list,
-    matches_pattern,
-    split_arguments,
-    split_line,
-)
+from gateway.config.lines import matches_list, matches_pattern, split_arguments, split_line
+from gateway.config.match import Subject, line_applies, run_in_shell
 from gateway.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from ipaddress import IPv4Address, IPv6Address
+
+    from gateway.config.canonical import Resolve
 
 _T = TypeVar("_T")
 
@@ -39,7 +39,11 @@ ACCUMULATED_LIMIT: Final = 100  # readconf.h, SSH_MAX_IDENTITY_FILES
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the reader must know of the machine and of the person."""
+    """What the reader must know of the machine and of the person.
+
+    The functions are what a configuration may ask of the machine: look a name up, tell its own
+    addresses, run a command of Match exec (with the place to name in an error).
+    """
 
     home: Path
     local_user: str
@@ -47,6 +51,9 @@ class Environment:
     uid: int
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     system_directory: Path = SYSTEM_DIRECTORY
+    resolve: Resolve = system_resolve
+    local_addresses: Callable[[], Iterable[IPv4Address | IPv6Address]] = local_addresses
+    execute: Callable[[str, str], bool] = run_in_shell
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +140,9 @@ class _File:
 class Reader:
     """One pass over command line and files, adding what applies to ``settings``.
 
-    ssh makes a second pass if a ``Match final`` was seen: there ``final`` holds, and Host is
-    matched against the resolved name. ``wants_final_pass`` asks for it.
+    ssh makes a second pass if a ``Match final`` was seen or names are canonicalised: there
+    ``final`` and ``canonical`` hold, and Host is matched against the resolved name.
+    ``wants_final_pass`` asks for it. ``command`` is the remote one of the command line.
     """
 
     def __init__(
@@ -143,9 +151,11 @@ class Reader:
         environment: Environment,
         settings: Settings,
         *,
+        command: str | None = None,
         final_host: str | None = None,
     ) -> None:
         self.wants_final_pass = False
+        self._command = command
         self._alias = alias
         self._host = alias if final_host is None else final_host
         self._final = final_host is not None
@@ -171,7 +181,7 @@ class Reader:
                     where=where,
                     remedy="put it into a file and name that with -F",
                 )
-            self._add(keyword, split_arguments(text, where), where, on_command_line=True)
+            self._add(keyword, _arguments(keyword, text, where), where, on_command_line=True)
 
     def read_file(self, path: Path) -> None:
         """Read a configuration file and what it includes; a missing default file is empty."""
@@ -213,7 +223,7 @@ class Reader:
         keyword = self._keyword(name, where)
         if keyword is None:
             return
-        arguments = split_arguments(rest, where)
+        arguments = _arguments(keyword, rest, where)
         if not arguments:
             raise ConfigError(
                 "the keyword has no value", where=where, remedy="write a value or remove the line"
@@ -265,63 +275,12 @@ class Reader:
         return applies
 
     def _match_line(self, words: tuple[str, ...], where: str) -> bool:
-        """Match: every criterion must hold (readconf.c, match_cfg_line)."""
-        result = True
-        remaining = list(words)
-        while remaining:
-            name, equals, value = remaining.pop(0).partition("=")
-            negated = name.startswith("!")
-            name = name.removeprefix("!").lower()
-            if name == "all":
-                if remaining or equals or any(not _stands_alone(word) for word in words[:-1]):
-                    raise ConfigError(
-                        "all cannot be combined with other criteria",
-                        where=where,
-                        remedy="write Match all, or Match final all",
-                    )
-                return result and not negated
-            if name in ("canonical", "final"):
-                self.wants_final_pass |= name == "final"
-                result &= self._final != negated
-                continue
-            if not equals:
-                value = remaining.pop(0) if remaining else ""
-            if result:
-                result = self._criterion(name, value, where) != negated
-        return result
-
-    def _criterion(self, name: str, patterns: str, where: str) -> bool:
-        subjects: dict[str, Callable[[], str]] = {
-            "host": self._target_host,
-            "originalhost": lambda: self._alias,
-            "user": self._target_user,
-            "localuser": lambda: self._environment.local_user,
-        }
-        subject = subjects.get(name)
-        if subject is None:
-            raise ConfigError(
-                f"the criterion {printable(name, 60)} is not supported yet, so it cannot be said "
-                "which lines apply",
-                where=where,
-                remedy="use host, originalhost, user, localuser, final, canonical or all",
-            )
-        if not patterns:
-            raise ConfigError(
-                f"the criterion {name} has no pattern", where=where, remedy="write one after it"
-            )
-        if name in ("host", "originalhost"):  # match.c, match_hostname
-            return matches_list(subject().lower(), patterns.lower())
-        return matches_list(subject(), patterns)
-
-    def _target_host(self) -> str:
-        setting = self._settings.first("hostname")
-        if self._final or setting is None:
-            return self._host
-        return expand_tokens(setting.one(), {"h": self._alias}, setting.where)
-
-    def _target_user(self) -> str:
-        setting = self._settings.first("user")
-        return self._environment.local_user if setting is None else setting.one()
+        subject = Subject(
+            self._alias, self._host, self._command, self._final, self._environment, self._settings
+        )
+        applies, wants_final = line_applies(words, where, subject)
+        self.wants_final_pass |= wants_final
+        return applies
 
     def _include(self, pattern: str, file: _File, where: str) -> None:
         for path in self._included(pattern, file, where):
@@ -363,8 +322,11 @@ class Reader:
             ) from exc
 
 
-def _stands_alone(criterion: str) -> bool:
-    return criterion.lower().removeprefix("!") in ("canonical", "final")
+def _arguments(keyword: Keyword, text: str, where: str) -> tuple[str, ...]:
+    if keyword.raw:
+        command = text.strip(" \t\r\n")
+        return (command,) if command else ()
+    return split_arguments(text, where)
 
 
 def _read(path: Path, shown: str, owner: int | None) -> bytes:

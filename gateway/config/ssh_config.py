@@ -1,24 +1,33 @@
 """What ssh_config(5) and the command line say about one host, as typed values.
 
 First `sources` collects the settings that apply, then the table in `keywords` decides which of them
-we cannot honour (an error) and which we drop with a warning, then each supported one gets its type.
+we cannot honour (an error) and which we drop with a warning, then each supported one gets its type:
+by its row in `fields`, or here if it depends on others.
 A value is only looked at if it applies and wins: a mistake in another host's block does not matter.
 """
 
 from __future__ import annotations
 
-import enum
-import hashlib
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gateway.config import values
+from gateway.config import fields, values
 from gateway.config.addresses import (
     ListenAddress,
     check_host_name,
     check_real_host,
     check_user_name,
+)
+from gateway.config.canonical import CanonicalizeHostname, Rules, canonical_host
+from gateway.config.fields import (
+    AddressFamily,
+    LogLevel,
+    PubkeyMode,
+    SessionType,
+    StrictHostKeyChecking,
+    UpdateHostKeys,
 )
 from gateway.config.keywords import Kind
 from gateway.config.lines import expand_tokens, parse_option, quoted
@@ -29,13 +38,9 @@ from gateway.config.sources import (
     Setting,
     Settings,
 )
-from gateway.config.values import RekeyLimit
+from gateway.config.tokens import ShellTokens, make_tokens
+from gateway.config.values import IpQos, RekeyLimit
 from gateway.errors import printable
-from gateway.ssh.algorithms import (
-    DEFAULT_CIPHERS,
-    DEFAULT_HOST_KEY_ALGORITHMS,
-    DEFAULT_KEX,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,15 +49,21 @@ __all__ = [
     "AddressFamily",
     "Environment",
     "HostConfig",
+    "IpQos",
     "ListenAddress",
     "LogLevel",
+    "PubkeyMode",
+    "ReadSettings",
     "RekeyLimit",
     "SessionType",
     "StrictHostKeyChecking",
+    "UpdateHostKeys",
     "default_files",
     "parse_option",
     "quoted",
     "read_host_config",
+    "read_settings",
+    "resolve",
 ]
 
 SSH_PORT: Final = 22  # RFC 4253 §4.1
@@ -60,70 +71,12 @@ SSH_PORT: Final = 22  # RFC 4253 §4.1
 DEFAULT_IDENTITIES: Final = ("id_ed25519", "id_ecdsa", "id_rsa")
 DEFAULT_KNOWN_HOSTS: Final = ("known_hosts", "known_hosts2")
 DEFAULT_GLOBAL_KNOWN_HOSTS: Final = ("ssh_known_hosts", "ssh_known_hosts2")
-DEFAULT_METHODS: Final = ("publickey", "keyboard-interactive", "password")
-# Ours: ssh's default is never to ask, and then a tunnel hangs for as long as TCP likes.
-SERVER_ALIVE_INTERVAL_S: Final = 15.0
-SERVER_ALIVE_COUNT_MAX: Final = 3
-PASSWORD_PROMPTS: Final = 3
+AGENT_VARIABLE: Final = "SSH_AUTH_SOCK"
 
-
-class StrictHostKeyChecking(enum.Enum):
-    """What to do with a host key that is not in known_hosts."""
-
-    ASK = "ask"
-    ACCEPT_NEW = "accept-new"
-    YES = "yes"
-    NO = "no"
-
-
-class AddressFamily(enum.Enum):
-    """Which addresses of a host to use."""
-
-    ANY = "any"
-    INET = "inet"
-    INET6 = "inet6"
-
-
-class LogLevel(enum.Enum):
-    """How much to say, least first."""
-
-    QUIET = "quiet"
-    FATAL = "fatal"
-    ERROR = "error"
-    INFO = "info"
-    VERBOSE = "verbose"
-    DEBUG1 = "debug1"
-    DEBUG2 = "debug2"
-    DEBUG3 = "debug3"
-
-
-class SessionType(enum.Enum):
-    """Whether to open a session: NONE is -N."""
-
-    NONE = "none"
-    DEFAULT = "default"
-
-
-_STRICT: Final = {
-    "ask": StrictHostKeyChecking.ASK,
-    "accept-new": StrictHostKeyChecking.ACCEPT_NEW,
-    "yes": StrictHostKeyChecking.YES,
-    "true": StrictHostKeyChecking.YES,
-    "no": StrictHostKeyChecking.NO,
-    "off": StrictHostKeyChecking.NO,
-    "false": StrictHostKeyChecking.NO,
-}
-_FAMILIES: Final = {family.value: family for family in AddressFamily}
-_LOG_LEVELS: Final = {level.value: level for level in LogLevel} | {"debug": LogLevel.DEBUG1}
-_SESSION_TYPES: Final = {session.value: session for session in SessionType}
-# readconf.c, multistate_pubkey_auth; the last two choose a detail of the signature.
-_PUBLIC_KEY: Final = {
-    "yes": True,
-    "true": True,
-    "no": False,
-    "false": False,
-    "unbound": True,
-    "host-bound": True,
+FAMILIES: Final = {
+    AddressFamily.ANY: socket.AF_UNSPEC,
+    AddressFamily.INET: socket.AF_INET,
+    AddressFamily.INET6: socket.AF_INET6,
 }
 _FORWARD_SLOTS: Final = ("dynamicforward", "localforward", "remoteforward", "tunnel")
 
@@ -138,10 +91,17 @@ class HostConfig:
     port: int
     address_family: AddressFamily
     bind_address: str | None
+    bind_interface: str | None
+    connection_attempts: int
+    tcp_keep_alive: bool
+    ip_qos: IpQos
     identity_files: tuple[Path, ...]
     identity_files_are_default: bool
     identities_only: bool
-    pubkey_authentication: bool
+    certificate_files: tuple[Path, ...]
+    identity_agent: Path | None  # the agent's socket; None: ask no agent
+    pubkey_mode: PubkeyMode
+    pubkey_accepted_algorithms: tuple[str, ...]
     password_authentication: bool
     kbd_interactive_authentication: bool
     preferred_authentications: tuple[str, ...]
@@ -151,10 +111,18 @@ class HostConfig:
     global_known_hosts_files: tuple[Path, ...]
     strict_host_key_checking: StrictHostKeyChecking
     hash_known_hosts: bool
+    host_key_alias: str | None  # the name in known_hosts, instead of host_name and port
+    revoked_host_keys: tuple[Path, ...]
+    update_host_keys: UpdateHostKeys
+    ca_signature_algorithms: tuple[str, ...]
+    required_rsa_size: int  # bits, of every RSA key of either side
     dynamic_forwards: tuple[ListenAddress, ...]
     exit_on_forward_failure: bool
     gateway_ports: bool
     session_type: SessionType
+    remote_command: str | None
+    stdin_null: bool
+    fork_after_authentication: bool
     server_alive_interval_s: float  # 0 switches the probes off
     server_alive_count_max: int
     connect_timeout_s: float | None
@@ -162,8 +130,15 @@ class HostConfig:
     kex_algorithms: tuple[str, ...]
     host_key_algorithms: tuple[str, ...]
     ciphers: tuple[str, ...]
+    macs: tuple[str, ...]
+    warn_weak_crypto: bool
     log_level: LogLevel
     warnings: tuple[str, ...]
+
+    @property
+    def pubkey_authentication(self) -> bool:
+        """Whether to offer keys at all."""
+        return self.pubkey_mode is not PubkeyMode.NO
 
 
 def default_files(home: Path) -> tuple[Path, ...]:
@@ -177,27 +152,76 @@ def read_host_config(
     *,
     files: Sequence[Path],
     command_line: Sequence[tuple[str, str]] = (),
+    command: str | None = None,
     environment: Environment,
 ) -> HostConfig:
     """Read what applies to the host called ``alias``.
 
     A value in ``command_line`` is text as in a file: that of -o comes from `parse_option`; one that
-    stands for itself, as the argument of -i, goes through `quoted`. Raises `ConfigError`.
+    stands for itself, as the argument of -i, goes through `quoted`. ``command`` is the remote one.
+    Raises `ConfigError`.
+    """
+    read = read_settings(
+        alias, files=files, command_line=command_line, command=command, environment=environment
+    )
+    return resolve(read, environment)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
+    """What was read for a host, before its values are looked at."""
+
+    alias: str
+    host_name: str
+    settings: Settings
+
+
+def read_settings(
+    alias: str,
+    *,
+    files: Sequence[Path],
+    command_line: Sequence[tuple[str, str]] = (),
+    command: str | None = None,
+    environment: Environment,
+) -> ReadSettings:
+    """Collect the settings that apply to a host, in the two passes of ssh; see `read_host_config`.
+
+    The name of the host is settled between the two: no later HostName changes it (ssh.c, main).
     """
     check_host_name(alias, where="destination")
     settings = Settings()
-    reader = Reader(alias, environment, settings)
+    reader = Reader(alias, environment, settings, command=command)
     reader.read_command_line(command_line)
     for path in files:
         reader.read_file(path)
-    if reader.wants_final_pass:
-        final = Reader(alias, environment, settings, final_host=_host_name(alias, settings))
+    rules = _canonical_rules(settings)
+    setting = settings.first("hostname")
+    host_name = canonical_host(
+        _host_name(alias, settings),
+        rules,
+        environment.resolve,
+        "destination" if setting is None else setting.where,
+    )
+    if reader.wants_final_pass or rules.mode is not CanonicalizeHostname.NO:
+        final = Reader(alias, environment, settings, command=command, final_host=host_name)
         for path in files:
             final.read_file(path)
     if settings.value("clearallforwardings", values.flag, default=False):
         settings.drop(_FORWARD_SLOTS)
-    warnings = _apply_table(settings)
-    return _resolve(alias, settings, environment, warnings)
+    return ReadSettings(alias, host_name, settings)
+
+
+def _canonical_rules(settings: Settings) -> Rules:
+    proxy = settings.first("proxy")
+    return Rules(
+        fields.CANONICALIZE.value(settings),
+        fields.DOMAINS.value(settings),
+        fields.FALLBACK.value(settings),
+        fields.MAX_DOTS.value(settings),
+        fields.CNAMES.value(settings),
+        FAMILIES[fields.FAMILY.value(settings)],
+        proxy is not None and proxy.arguments[0].lower() != "none",
+    )
 
 
 def _apply_table(settings: Settings) -> list[str]:
@@ -215,72 +239,50 @@ def _apply_table(settings: Settings) -> list[str]:
     return warnings
 
 
-def _resolve(
-    alias: str, settings: Settings, environment: Environment, warnings: list[str]
-) -> HostConfig:
-    host_name = _host_name(alias, settings)
+def resolve(read: ReadSettings, environment: Environment) -> HostConfig:
+    """Give the settings of a host their types. Raises `ConfigError`."""
+    alias, host_name, settings = read.alias, read.host_name, read.settings
+    warnings = _apply_table(settings)
     port = settings.value("port", values.port, SSH_PORT)
-    tokens = _tokens(alias, host_name, port, environment)
+    key_alias = settings.value("hostkeyalias", _host_key_alias, None)
+    tokens = make_tokens(
+        environment,
+        alias=alias,
+        host_name=host_name,
+        port=str(port),
+        user=environment.local_user,
+        host_key_alias=key_alias or alias,
+    )
     user = _user(settings, tokens, environment)
-    tokens |= {"r": user, "C": _connection_hash(tokens, user)}
-    identities = _identity_files(settings, tokens, environment, warnings)
-    default_interval_s: float | None = SERVER_ALIVE_INTERVAL_S
-    interval_s = settings.value("serveraliveinterval", values.seconds, default_interval_s)
-    value = settings.value
+    tokens = make_tokens(
+        environment,
+        alias=alias,
+        host_name=host_name,
+        port=str(port),
+        user=user,
+        host_key_alias=key_alias or alias,
+    )
     return HostConfig(
         alias=alias,
         host_name=host_name,
         user=user,
         port=port,
-        address_family=value("addressfamily", values.choice(_FAMILIES), AddressFamily.ANY),
-        bind_address=settings.value("bindaddress", values.host, None),
-        identity_files=identities,
+        host_key_alias=key_alias,
+        identity_files=_identity_files(settings, tokens, environment, warnings),
         identity_files_are_default=settings.first("identityfile") is None,
-        identities_only=value("identitiesonly", values.flag, default=False),
-        pubkey_authentication=value(
-            "pubkeyauthentication", values.choice(_PUBLIC_KEY), default=True
+        certificate_files=_existing_files(
+            settings.all("certificatefile"), tokens, environment, warnings
         ),
-        password_authentication=value("passwordauthentication", values.flag, default=True),
-        kbd_interactive_authentication=value(
-            "kbdinteractiveauthentication", values.flag, default=True
-        ),
-        preferred_authentications=value("preferredauthentications", values.words, DEFAULT_METHODS),
-        number_of_password_prompts=value(
-            "numberofpasswordprompts", values.integer, PASSWORD_PROMPTS
-        ),
-        batch_mode=value("batchmode", values.flag, default=False),
+        identity_agent=_identity_agent(settings, tokens, environment),
         known_hosts_files=_known_hosts(settings, tokens, environment),
         global_known_hosts_files=_global_known_hosts(settings, environment),
-        strict_host_key_checking=value(
-            "stricthostkeychecking", values.choice(_STRICT), StrictHostKeyChecking.ASK
-        ),
-        hash_known_hosts=value("hashknownhosts", values.flag, default=False),
+        revoked_host_keys=_revoked(settings, tokens, environment),
+        update_host_keys=_update_host_keys(settings),
         dynamic_forwards=tuple(map(values.listen_address, settings.all("dynamicforward"))),
-        exit_on_forward_failure=value("exitonforwardfailure", values.flag, default=False),
-        gateway_ports=value("gatewayports", values.flag, default=False),
-        session_type=value("sessiontype", _session_type, SessionType.DEFAULT),
-        server_alive_interval_s=interval_s or 0.0,
-        server_alive_count_max=value("serveralivecountmax", values.integer, SERVER_ALIVE_COUNT_MAX),
-        connect_timeout_s=settings.value("connecttimeout", values.seconds, None),
-        rekey_limit=value("rekeylimit", values.rekey_limit, RekeyLimit(None, None)),
-        kex_algorithms=value(
-            "kexalgorithms", values.algorithms("key exchange method", DEFAULT_KEX), DEFAULT_KEX
-        ),
-        host_key_algorithms=value(
-            "hostkeyalgorithms",
-            values.algorithms("host key algorithm", DEFAULT_HOST_KEY_ALGORITHMS),
-            DEFAULT_HOST_KEY_ALGORITHMS,
-        ),
-        ciphers=value("ciphers", values.algorithms("cipher", DEFAULT_CIPHERS), DEFAULT_CIPHERS),
-        log_level=value("loglevel", values.choice(_LOG_LEVELS), LogLevel.INFO),
+        remote_command=_remote_command(settings, tokens),
         warnings=tuple(warnings),
+        **{field.name: field.value(settings) for field in fields.FIELDS if field.name},
     )
-
-
-def _session_type(setting: Setting) -> SessionType:
-    if setting.one().lower() == "subsystem":
-        raise setting.wrong("subsystems are not supported", "write none or default, or use ssh")
-    return values.choice(_SESSION_TYPES)(setting)
 
 
 def _host_name(alias: str, settings: Settings) -> str:
@@ -291,27 +293,8 @@ def _host_name(alias: str, settings: Settings) -> str:
     return check_real_host(expanded, where=setting.where)
 
 
-def _tokens(alias: str, host_name: str, port: int, environment: Environment) -> dict[str, str]:
-    """Make the table of TOKENS in ssh_config(5), but for %r and %C, which need the user."""
-    return {
-        "d": str(environment.home),
-        "h": host_name,
-        "i": str(environment.uid),
-        "j": "",  # what ProxyJump says, which is refused
-        "k": alias,
-        "L": environment.local_hostname.partition(".")[0],
-        "l": environment.local_hostname,
-        "n": alias,
-        "p": str(port),
-        "u": environment.local_user,
-    }
-
-
-def _connection_hash(tokens: Mapping[str, str], user: str) -> str:
-    hashed = "".join((tokens["l"], tokens["h"], tokens["p"], user, tokens["j"]))
-    return hashlib.sha1(
-        hashed.encode("utf-8", "surrogateescape"), usedforsecurity=False
-    ).hexdigest()
+def _host_key_alias(setting: Setting) -> str:
+    return check_host_name(setting.one(), where=setting.where).lower()
 
 
 def _user(settings: Settings, tokens: Mapping[str, str], environment: Environment) -> str:
@@ -320,16 +303,54 @@ def _user(settings: Settings, tokens: Mapping[str, str], environment: Environmen
         return environment.local_user
     name = setting.one()
     if not setting.on_command_line:  # what came from there stands for itself (CVE-2026-35386)
-        name = expand_tokens(name, tokens, setting.where)
+        usable = {letter: value for letter, value in tokens.items() if letter not in "rC"}
+        name = expand_tokens(name, usable, setting.where, environment.variables)
     return check_user_name(name, where=setting.where)
 
 
-def _identity_files(
-    settings: Settings, tokens: Mapping[str, str], environment: Environment, warnings: list[str]
+def _remote_command(settings: Settings, tokens: Mapping[str, str]) -> str | None:
+    """Expand the command, which the server gives to a shell."""
+    setting = settings.first("remotecommand")
+    if setting is None or setting.one().lower() == "none":
+        return None
+    return expand_tokens(setting.one(), ShellTokens(tokens, setting.where), setting.where)
+
+
+def _update_host_keys(settings: Settings) -> UpdateHostKeys:
+    """Unless it is set, learn keys only into the usual file and without the DNS (readconf.c)."""
+    chosen: UpdateHostKeys | None = fields.UPDATE_HOST_KEYS.value(settings)
+    if chosen is not None:
+        return chosen
+    dns = settings.first("verifyhostkeydns")
+    uses_dns = dns is not None and dns.arguments not in {("no",), ("false",)}
+    if uses_dns or settings.first("userknownhostsfile") is not None:
+        return UpdateHostKeys.NO
+    return UpdateHostKeys.YES
+
+
+def _identity_agent(
+    settings: Settings, tokens: Mapping[str, str], environment: Environment
+) -> Path | None:
+    """Return the agent's socket: a path, or what a variable names (ssh.c, IdentityAgent)."""
+    setting = settings.first("identityagent")
+    name = f"${AGENT_VARIABLE}" if setting is None else setting.one()
+    if name == AGENT_VARIABLE:
+        name = f"${name}"
+    if setting is not None and name.lower() == "none":
+        return None
+    if name.startswith("$") and not name.startswith("${"):
+        value = environment.variables.get(name[1:], "")
+        return Path(value) if value else None
+    return None if setting is None else values.expand_path(setting, name, tokens, environment)
+
+
+def _existing_files(
+    found: Sequence[Setting],
+    tokens: Mapping[str, str],
+    environment: Environment,
+    warnings: list[str],
 ) -> tuple[Path, ...]:
-    found = settings.all("identityfile")
-    if not found:
-        return tuple(environment.home / ".ssh" / name for name in DEFAULT_IDENTITIES)
+    """Expand the names of files, and warn of those that do not exist; none is no file."""
     files: list[Path] = []
     for setting in found:
         name = setting.one()
@@ -340,6 +361,15 @@ def _identity_files(
             warnings.append(f"{setting.where} {printable(str(path))}: there is no such file")
         files.append(path)
     return tuple(files)
+
+
+def _identity_files(
+    settings: Settings, tokens: Mapping[str, str], environment: Environment, warnings: list[str]
+) -> tuple[Path, ...]:
+    found = settings.all("identityfile")
+    if not found:
+        return tuple(environment.home / ".ssh" / name for name in DEFAULT_IDENTITIES)
+    return _existing_files(found, tokens, environment, warnings)
 
 
 def _known_hosts(
@@ -360,6 +390,17 @@ def _global_known_hosts(settings: Settings, environment: Environment) -> tuple[P
         return tuple(environment.system_directory / name for name in DEFAULT_GLOBAL_KNOWN_HOSTS)
     return tuple(
         Path(values.expand_home(setting, name, environment)) for name in _file_names(setting)
+    )
+
+
+def _revoked(
+    settings: Settings, tokens: Mapping[str, str], environment: Environment
+) -> tuple[Path, ...]:
+    setting = settings.first("revokedhostkeys")
+    if setting is None:
+        return ()
+    return tuple(
+        values.expand_path(setting, name, tokens, environment) for name in _file_names(setting)
     )
 
 

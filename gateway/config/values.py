@@ -30,6 +30,23 @@ _SIZE: Final = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,15}))?([BKMGTPE]?)", re.I
 _SCALES: Final = "BKMGTPE"
 _INT_MAX: Final = 2**31 - 1
 _SMALLEST_REKEY: Final = 16  # bytes; readconf.c, oRekeyLimit
+_INTERFACE_LIMIT: Final = 15  # characters; <net/if.h>, IFNAMSIZ
+_DOMAIN: Final = re.compile(r"[a-z0-9_][a-z0-9_.-]*", re.IGNORECASE)
+# The traffic classes with a name: RFC 2474 §4.2.2, RFC 2597 §6, RFC 3246 §2,
+# RFC 5865 §3, RFC 8622 §2.
+_TRAFFIC_CLASSES: Final[Mapping[str, int | None]] = {
+    **{
+        f"af{number}{drop}": number << 5 | drop << 3
+        for number in (1, 2, 3, 4)
+        for drop in (1, 2, 3)
+    },
+    **{f"cs{number}": number << 5 for number in range(8)},
+    "ef": 0xB8,
+    "va": 0xB0,
+    "le": 0x04,
+    # Names of RFC 1349, which OpenSSH no longer acts on.
+    **dict.fromkeys(("none", "lowdelay", "throughput", "reliability")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,20 @@ class RekeyLimit:
 
     bytes: int | None
     seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class IpQos:
+    """The traffic class of packets, of a terminal session and of everything else; None: unmarked.
+
+    ``str`` of it is what ssh -G writes.
+    """
+
+    interactive: int | None
+    bulk: int | None
+
+    def __str__(self) -> str:
+        return f"{_shown_class(self.interactive)} {_shown_class(self.bulk)}"
 
 
 def choice(table: Mapping[str, _T]) -> Callable[[Setting], _T]:
@@ -73,6 +104,14 @@ def integer(setting: Setting) -> int:
     return int(word)
 
 
+def positive(setting: Setting) -> int:
+    """Read a number from 1 on."""
+    number = integer(setting)
+    if not number:
+        raise setting.wrong("0 makes no sense here", "write a number from 1 on")
+    return number
+
+
 def port(setting: Setting) -> int:
     """Read a TCP port."""
     return parse_port(setting.one(), where=setting.where)
@@ -81,6 +120,76 @@ def port(setting: Setting) -> int:
 def host(setting: Setting) -> str:
     """Read a host name or address, without tokens."""
     return check_real_host(setting.one(), where=setting.where)
+
+
+def interface(setting: Setting) -> str:
+    """Read the name of a network interface."""
+    word = setting.one()
+    bad = any(character in "/:" or character.isspace() for character in word)
+    if bad or not word.isprintable() or len(word) > _INTERFACE_LIMIT or word in (".", ".."):
+        raise setting.wrong(
+            f"{printable(word, 60)} cannot be the name of an interface",
+            "write a name that ip link shows",
+        )
+    return word
+
+
+def domains(setting: Setting) -> tuple[str, ...]:
+    """Read the domains to look for a host in; none alone is no domain."""
+    found = tuple(word.lower() for word in setting.arguments)
+    for name in found:
+        if not _DOMAIN.fullmatch(name) or ".." in name or (name == "none" and len(found) > 1):
+            raise setting.wrong(
+                f"{printable(name, 60) or 'an empty text'} is not a domain",
+                "write domains such as example.com with blanks between them, or none alone",
+            )
+    return () if found == ("none",) else tuple(name.rstrip(".") for name in found)
+
+
+def permitted_cnames(setting: Setting) -> tuple[tuple[str, str], ...]:
+    """Read pairs of pattern lists, ``sources:targets``; ``*`` is any to any, ``none`` no pair."""
+    if setting.arguments == ("none",):
+        return ()
+    rules = []
+    for word in setting.arguments:
+        sources, colon, targets = ("*", ":", "*") if word == "*" else word.lower().partition(":")
+        if not colon or not sources or not targets:
+            raise setting.wrong(
+                f"{printable(word, 60) or 'an empty text'} is no pair of pattern lists",
+                "write NAMES:TARGETS, as in *.a.example:*.b.example, or none alone",
+            )
+        rules.append((sources, targets))
+    return tuple(rules)
+
+
+def ip_qos(setting: Setting) -> IpQos:
+    """Read one traffic class for everything, or one for terminals and one for the rest."""
+    if len(setting.arguments) > 2:
+        raise setting.wrong("there are more than two values", "write one or two traffic classes")
+    first, *second = (_traffic_class(setting, word) for word in setting.arguments)
+    return IpQos(first, second[0] if second else first)
+
+
+def _traffic_class(setting: Setting, word: str) -> int | None:
+    if word.lower() in _TRAFFIC_CLASSES:
+        return _TRAFFIC_CLASSES[word.lower()]
+    try:
+        number = int(word, 0)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 255:
+        raise setting.wrong(
+            f"{printable(word, 60) or 'an empty text'} is not a traffic class",
+            "write a name such as ef, af21 or cs1, a number up to 255, or none",
+        )
+    return number
+
+
+def _shown_class(number: int | None) -> str:
+    for name, value in _TRAFFIC_CLASSES.items():
+        if value == number:
+            return name
+    return f"0x{number:02x}"
 
 
 def listen_address(setting: Setting) -> ListenAddress:
@@ -140,7 +249,9 @@ def _size(setting: Setting, word: str) -> int | None:
     return size or None
 
 
-def algorithms(what: str, supported: tuple[str, ...]) -> Callable[[Setting], tuple[str, ...]]:
+def algorithms(
+    what: str, supported: tuple[str, ...], default: tuple[str, ...]
+) -> Callable[[Setting], tuple[str, ...]]:
     """Make the parser of a list of algorithms with ``+``, ``-`` and ``^`` (kex_assemble_names).
 
     Names that we do not know are skipped: a configuration is shared with ssh, which knows more.
@@ -161,9 +272,9 @@ def algorithms(what: str, supported: tuple[str, ...]) -> Callable[[Setting], tup
         )
         chosen = {
             "": named,
-            "+": _unique((*supported, *named)),
-            "^": _unique((*named, *supported)),
-            "-": tuple(name for name in supported if name not in named),
+            "+": _unique((*default, *named)),
+            "^": _unique((*named, *default)),
+            "-": tuple(name for name in default if name not in named),
         }[sign]
         if not chosen:
             raise setting.wrong(

@@ -52,12 +52,15 @@ class DeniedError(DialError):
 
 @dataclass(frozen=True, slots=True)
 class DialOptions:
-    """How to connect. ``mark`` is SO_MARK; 0 sets none."""
+    """How to connect. ``mark`` is SO_MARK; 0 sets none. ``traffic_class`` is the IP header's."""
 
     family: int = socket.AF_UNSPEC
     bind_address: str | None = None
     mark: int = 0
     timeout_s: float = 30.0
+    bind_interface: str | None = None
+    traffic_class: int | None = None
+    keep_alive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +200,7 @@ async def _attempt(address: Address, options: DialOptions) -> socket.socket:
     sock = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.setblocking(False)
-        if options.mark:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, options.mark)
+        _set_options(sock, options)
         if options.bind_address:
             sock.bind((options.bind_address, 0))
         result = sock.connect_ex(address.sockaddr)
@@ -211,6 +213,21 @@ async def _attempt(address: Address, options: DialOptions) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _set_options(sock: socket.socket, options: DialOptions) -> None:
+    if options.mark:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, options.mark)
+    if options.bind_interface is not None:
+        name = options.bind_interface.encode()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+    if options.keep_alive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if options.traffic_class is not None:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, options.traffic_class)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, options.traffic_class)
 
 
 # Which failure to report when several addresses failed differently: the most telling first.

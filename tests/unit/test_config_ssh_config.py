@@ -10,10 +10,13 @@ from gateway.config.keywords import TABLE, Kind
 from gateway.config.ssh_config import (
     AddressFamily,
     Environment,
+    IpQos,
     LogLevel,
+    PubkeyMode,
     RekeyLimit,
     SessionType,
     StrictHostKeyChecking,
+    UpdateHostKeys,
     default_files,
     quoted,
     read_host_config,
@@ -49,7 +52,12 @@ def home(tmp_path):
 @pytest.fixture
 def environment(home):
     return Environment(
-        home, "alice", "box.example.com", os.getuid(), {"KEYS": "/keys"}, home / "etc"
+        home,
+        "alice",
+        "box.example.com",
+        os.getuid(),
+        {"KEYS": "/keys", "SSH_AUTH_SOCK": "/agent", "SHELLY": "a;b"},
+        home / "etc",
     )
 
 
@@ -93,6 +101,10 @@ def test_without_any_file(home, environment):
     assert config.log_level is LogLevel.INFO
     assert config.session_type is SessionType.DEFAULT
     assert config.dynamic_forwards == ()
+    assert config.identity_agent == Path("/agent")
+    assert config.update_host_keys is UpdateHostKeys.YES
+    assert config.ip_qos == IpQos(None, None)
+    assert config.remote_command is None
     assert config.warnings == ()
 
 
@@ -134,6 +146,38 @@ def test_debians_system_file_brings_no_warning(read):
         ("ServerAliveCountMax 5", "server_alive_count_max", 5),
         ("ConnectTimeout 1H", "connect_timeout_s", 3600.0),
         ("ConnectTimeout none", "connect_timeout_s", None),
+        ("BindInterface eth0", "bind_interface", "eth0"),
+        ("ConnectionAttempts 3", "connection_attempts", 3),
+        ("KeepAlive no", "tcp_keep_alive", False),
+        ("IPQoS ef none", "ip_qos", IpQos(0xB8, None)),
+        ("IPQoS af21", "ip_qos", IpQos(0x48, 0x48)),
+        ("IPQoS lowdelay 0x20", "ip_qos", IpQos(None, 0x20)),
+        ("MACs hmac-sha2-256", "macs", ("hmac-sha2-256",)),
+        ("RequiredRSASize 3072", "required_rsa_size", 3072),
+        ("WarnWeakCrypto no-pq-kex", "warn_weak_crypto", False),
+        ("PubkeyAcceptedKeyTypes +ssh-rsa", "pubkey_accepted_algorithms", ("ssh-ed25519",)),
+        ("CASignatureAlgorithms ssh-*", "ca_signature_algorithms", ("ssh-ed25519",)),
+        ("PubkeyAuthentication host-bound", "pubkey_mode", PubkeyMode.HOST_BOUND),
+        ("PubkeyAuthentication no", "pubkey_authentication", False),
+        ("HostKeyAlias Server", "host_key_alias", "server"),
+        ("RevokedHostKeys /a /%k", "revoked_host_keys", (Path("/a"), Path("/jump"))),
+        ("RevokedHostKeys none", "revoked_host_keys", ()),
+        ("UpdateHostKeys ask", "update_host_keys", UpdateHostKeys.ASK),
+        ("UserKnownHostsFile /k", "update_host_keys", UpdateHostKeys.NO),
+        ("VerifyHostKeyDNS no", "update_host_keys", UpdateHostKeys.YES),
+        ("IdentityAgent none", "identity_agent", None),
+        ("IdentityAgent /a/%h", "identity_agent", Path("/a/jump")),
+        ("IdentityAgent ${KEYS}/a", "identity_agent", Path("/keys/a")),
+        ("IdentityAgent $KEYS", "identity_agent", Path("/keys")),
+        ("IdentityAgent $NOPE", "identity_agent", None),
+        ("IdentityAgent SSH_AUTH_SOCK", "identity_agent", Path("/agent")),
+        ("CertificateFile none", "certificate_files", ()),
+        ("RemoteCommand a 'b  # %h", "remote_command", "a 'b  # jump"),
+        ("RemoteCommand none", "remote_command", None),
+        ("ForkAfterAuthentication yes", "fork_after_authentication", True),
+        ("StdinNull yes", "stdin_null", True),
+        ("User ${SSH_AUTH_SOCK}-%h", "user", "/agent-jump"),
+        ("Tag x", "warnings", ()),
         ("LogLevel DEBUG", "log_level", LogLevel.DEBUG1),
         ("RekeyLimit default none", "rekey_limit", RekeyLimit(None, None)),
         ("RekeyLimit 1.5G 1h30m", "rekey_limit", RekeyLimit(3 << 29, 5400.0)),
@@ -199,7 +243,30 @@ def test_supported_keywords(read, line, field, value):
         ("IdentityFile ${NOPE}/x", "NOPE is not set"),
         ("IdentityFile ~no-such-user-here/x", "no user no-such-user-here"),
         ("IdentityFile 'x", "never closed"),
-        ("Match exec true", "exec is not supported"),
+        ("Match address x", "is no criterion of Match: write one of all, canonical"),
+        ("Match final=x", "takes no value"),
+        ("Match tagged", "no pattern"),
+        ("Match localnetwork 10.0.0.1/8", "not a network"),
+        ("Match localnetwork !10.0.0.0/8", "not a network"),
+        ("MACs umac-64@openssh.com", "leaves no MAC"),
+        ("PubkeyAcceptedAlgorithms x", "leaves no signature algorithm"),
+        ("BindInterface a/b", "cannot be the name of an interface"),
+        ("BindInterface an-interface-name", "cannot be the name of an interface"),
+        ("ConnectionAttempts 0", "0 makes no sense"),
+        ("IPQoS 256", "not a traffic class"),
+        ("IPQoS ef ef ef", "more than two"),
+        ("CanonicalDomains a..b", "not a domain"),
+        ("CanonicalDomains none a", "not a domain"),
+        ("CanonicalizePermittedCNAMEs a", "no pair of pattern lists"),
+        ("CanonicalizePermittedCNAMEs a:", "no pair of pattern lists"),
+        ("HostKeyAlias a;b", "contains the character ;"),
+        ("RevokedHostKeys none /a", "none alone"),
+        ("CertificateFile %f", "%f has no meaning"),
+        ("IdentityAgent ${NOPE}", "NOPE is not set"),
+        ("RemoteCommand %T", "%T has no meaning"),
+        ("UpdateHostKeys maybe", "write one of no, yes, ask"),
+        ("User ${NOPE}", "NOPE is not set"),
+        ("User ${SHELLY}", "contains the character ;"),
         ("Match all host x", "cannot be combined"),
         ("Match host x all", "cannot be combined"),
         ("Match host", "no pattern"),
@@ -285,30 +352,6 @@ def test_host_patterns(read, patterns, applies):
     assert (read(f"Host {patterns}\n Port 7\n").port == 7) is applies
 
 
-@pytest.mark.parametrize(
-    ("criteria", "applies"),
-    [
-        ("all", True),
-        ("host jump.example.com", True),
-        ("host=JUMP.*", True),
-        ("host jump", False),
-        ("!host jump", True),
-        ("originalhost jump,x user bob", True),
-        ("originalhost jump user alice", False),
-        ("localuser alice", True),
-        ("user *,!bob", False),
-        ("host x exec false", False),
-        ("final all", True),
-        ("canonical all", False),
-        ("canonical", False),
-        ("!final", True),
-    ],
-)
-def test_match(read, criteria, applies):
-    text = f"HostName %h.example.com\nUser bob\nMatch {criteria}\n Port 7\n"
-    assert (read(text).port == 7) is applies
-
-
 def test_match_final_comes_last_and_sees_the_resolved_name(read):
     config = read(
         "Match final\n Port 7\nHost jump\n HostName real\nHost real\n User final\nHost *\n Port 8\n"
@@ -330,11 +373,9 @@ def test_include(home, read):
 
 
 def test_include_in_a_block_that_does_not_apply(home, read):
-    (home / ".ssh" / "inner").write_text(
-        "Port 1\nHost *\nPort 2\nMatch all\nPort 3\nMatch exec x\n"
-    )
+    (home / ".ssh" / "inner").write_text("Port 1\nHost *\nPort 2\nMatch all\nPort 3\nMatch x y\n")
     assert read("Host other\n Include inner\n").port == 22
-    with pytest.raises(ConfigError, match=r"~/.ssh/inner:6: Match: .*exec"):
+    with pytest.raises(ConfigError, match=r"~/.ssh/inner:6: Match: x is no"):
         read("Host jump\n Include inner\n")
 
 
@@ -427,6 +468,14 @@ def test_identity_files(home, read):
     ]
 
 
+def test_certificate_files(home, read):
+    (home / "c1").touch()
+    config = read("CertificateFile ~/c1\nCertificateFile %d/%r-cert\n", options=[("User", "bob")])
+    assert config.certificate_files == (home / "c1", home / "bob-cert")
+    (warning,) = config.warnings
+    assert warning.startswith("~/.ssh/config:2: CertificateFile")
+
+
 def test_no_identity_file_at_all(read):
     config = read("IdentityFile none\n")
     assert config.identity_files == ()
@@ -437,6 +486,15 @@ def test_no_identity_file_at_all(read):
 def test_a_user_name_does_not_lead_out_of_the_key_directory(read, user):
     with pytest.raises(ConfigError, match=r"%r is .* would lead to another directory"):
         read("IdentityFile ~/.ssh/keys/%r\n", options=[("User", quoted(user))])
+    for keyword in ("CertificateFile", "IdentityAgent", "UserKnownHostsFile", "RevokedHostKeys"):
+        with pytest.raises(ConfigError, match=rf"{keyword}: %r is .* another directory"):
+            read(f"{keyword} /keys/%r\n", options=[("User", quoted(user))])
+
+
+@pytest.mark.parametrize("user", ["*", "~root", "a#b", "a[b]", "!x"])
+def test_a_user_name_means_nothing_to_the_servers_shell(read, user):
+    with pytest.raises(ConfigError, match=r"RemoteCommand: %r is .* to a shell"):
+        read("RemoteCommand echo %r\n", options=[("User", quoted(user))])
 
 
 @pytest.mark.parametrize("user", ["~x", "C:x", "a\\b", "a..b"])

@@ -1,0 +1,41 @@
+"""The algorithms that a configuration may choose from, one pair of lists for each keyword.
+
+What a list of ssh_config(5) starts from (``+`` and ``-``) is the default; names and patterns choose
+among the supported ones.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.ssh.algorithms import (
+    DEFAULT_CIPHERS,
+    DEFAULT_HOST_KEY_ALGORITHMS,
+    DEFAULT_KEX,
+    DEFAULT_MACS,
+)
+
+__all__ = [
+    "CA_SIGNATURE_ALGORITHMS",
+    "CIPHERS",
+    "DEFAULT_CA_SIGNATURE_ALGORITHMS",
+    "DEFAULT_CIPHERS",
+    "DEFAULT_HOST_KEY_ALGORITHMS",
+    "DEFAULT_KEX",
+    "DEFAULT_MACS",
+    "DEFAULT_PUBKEY_ALGORITHMS",
+    "HOST_KEY_ALGORITHMS",
+    "KEX",
+    "MACS",
+    "PUBKEY_ALGORITHMS",
+]
+
+CIPHERS: Final = DEFAULT_CIPHERS
+KEX: Final = DEFAULT_KEX
+MACS: Final = DEFAULT_MACS
+HOST_KEY_ALGORITHMS: Final = DEFAULT_HOST_KEY_ALGORITHMS
+PUBKEY_ALGORITHMS: Final = DEFAULT_HOST_KEY_ALGORITHMS
+CA_SIGNATURE_ALGORITHMS: Final = DEFAULT_HOST_KEY_ALGORITHMS
+
+DEFAULT_PUBKEY_ALGORITHMS: Final = DEFAULT_HOST_KEY_ALGORITHMS
+DEFAULT_CA_SIGNATURE_ALGORITHMS: Final = DEFAULT_HOST_KEY_ALGORITHMS
