@@ -311,6 +311,7 @@ class Transport:
         method, chosen = self._running()
         server_value, k = method.respond(client_value)
         host_key = self._host_keys[chosen.host_key]
+        self.host_key_blob = self.host_key_blob or host_key.public.blob
         exchange_hash = self._hash(host_key.public.blob, client_value, server_value, k)
         signature = host_key.sign(exchange_hash, chosen.host_key)
         self.outbound.append_transport(
@@ -344,7 +345,9 @@ class Transport:
             self.send_newkeys()
         else:
             self.host_key_blob = reply.server_host_key
-            self._emit(events.HostKeyReceived(host_key.algorithm, reply.server_host_key))
+            self._emit(
+                events.HostKeyReceived(host_key.algorithm, reply.server_host_key, reply.signature)
+            )
 
     def _running(self) -> tuple[kex.KexMethod, algorithms.Chosen]:
         if self._method is None or self.chosen is None:
@@ -387,6 +390,7 @@ class Transport:
         if not client and not self._kex_count:
             extensions = {
                 "server-sig-algs": ",".join(algorithms.DEFAULT_HOST_KEY_ALGORITHMS).encode(),
+                "publickey-hostbound@openssh.com": b"0",
                 "ping@openssh.com": b"0",
             }
             self.outbound.append_transport(messages.ext_info(extensions).encode())
