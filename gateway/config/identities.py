@@ -161,7 +161,8 @@ class Identities:
                 passphrase = None if self._batch_mode else await self._person.ask_secret(prompt)
                 if passphrase is None:
                     self.problems.append(
-                        f"{file.where}: the key needs its passphrase and nobody can be asked"
+                        f"{file.where}: the key needs its passphrase and there is no terminal, "
+                        "or nothing was answered"
                     )
                     return None
                 if not passphrase:
