@@ -49,6 +49,8 @@ class KeysExchanged(Event):
     host_key: str
     cipher_client_to_server: str
     cipher_server_to_client: str
+    mac_client_to_server: str
+    mac_server_to_client: str
     strict: bool
 
 

@@ -6,6 +6,7 @@ goes wrong in one link or channel ends that one, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from gateway.net.link import Link
 from gateway.net.listen import describe, is_own_address, open_listeners, serve
 from gateway.net.relay import Relay
 from gateway.policy.permit import OpenPolicy, OpenRule, PermissionDenied
+from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.messages import DirectTcpip
 from gateway.ssh.numbers import OpenFailure
 from gateway.ssh.protocol import Protocol, ServerSetup
@@ -53,6 +55,7 @@ class ServerOptions:
     permit_open: tuple[OpenRule, ...] = ()
     hosts: dict[str, str] = field(default_factory=dict)
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
+    preferences: Preferences = SERVER_PREFERENCES
 
 
 class Server:
@@ -66,16 +69,17 @@ class Server:
 
     async def run(self) -> None:
         """Listen and serve until cancelled. Raises `NetworkSetupError`."""
-        listeners = [
-            listener
-            for host, port in self.options.listen
-            for listener in open_listeners(host, port)
-        ]
-        async with trio.open_nursery() as nursery:
-            for listener in listeners:
-                nursery.start_soon(serve, listener, self._serve_link, nursery)
-                address, port = listener.getsockname()[:2]
-                self.report(events.ListenerOpened("SSH", address, port))
+        with contextlib.ExitStack() as stack:
+            listeners = [
+                stack.enter_context(listener)
+                for host, port in self.options.listen
+                for listener in open_listeners(host, port)
+            ]
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(serve, listener, self._serve_link, nursery)
+                    address, port = listener.getsockname()[:2]
+                    self.report(events.ListenerOpened("SSH", address, port))
 
     async def _serve_link(self, sock: socket.socket) -> None:
         if self.startups >= MAXIMUM_STARTUPS:
@@ -98,8 +102,9 @@ class ServerLink:
 
     def __init__(self, server: Server, carrier: SocketCarrier) -> None:
         self._server = server
+        options = server.options
         setup = ServerSetup(
-            server.options.host_keys, self._authorize, rekey_limit=server.options.rekey_limit
+            options.host_keys, self._authorize, options.preferences, options.rekey_limit
         )
         self.link = Link(
             Protocol(setup, trio.current_time()),

@@ -220,4 +220,4 @@ def run_connect(arguments: list[str]) -> int:
         config, runs_session, parsed.command, None if parsed.no_input else STANDARD_INPUT
     )
     report = _report_nothing if quiet else _report
-    return run(partial(connect, options, Person(), report), quiet=quiet)
+    return run(partial(connect, options, Person(quiet=quiet), report), quiet=quiet)

@@ -7,7 +7,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway import events
 from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, start_logging
@@ -22,6 +22,8 @@ from gateway.config.identities import load_private_key_file
 from gateway.errors import ConfigError, printable
 from gateway.policy.permit import OpenRule
 from gateway.server import Server, ServerOptions
+from gateway.ssh import algorithms
+from gateway.ssh.algorithms import Preferences
 from gateway.ssh.authorized_keys import parse_authorized_keys
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey
@@ -31,6 +33,17 @@ if TYPE_CHECKING:
     from gateway.ssh.authorized_keys import AuthorizedKeys
 
 log = logging.getLogger(__name__)
+
+# What may be chosen, best first, and what is offered without a choice. A server has no group
+# exchange: it would need a list of primes of its own.
+_ALGORITHMS: Final = {
+    "kex": (
+        tuple(name for name in algorithms.DEFAULT_KEX if "group-exchange" not in name),
+        algorithms.SERVER_PREFERENCES.kex,
+    ),
+    "ciphers": (algorithms.DEFAULT_CIPHERS, algorithms.SERVER_PREFERENCES.ciphers),
+    "macs": (algorithms.DEFAULT_MACS, algorithms.SERVER_PREFERENCES.macs),
+}
 
 
 def _parser() -> Parser:
@@ -51,9 +64,27 @@ def _parser() -> Parser:
         "but the box itself and link-local addresses")  # fmt: skip
     add("--host", action="append", default=[], metavar="NAME=ADDRESS",
         help="a name that only this server resolves (repeatable)")  # fmt: skip
+    for what, (known, _) in _ALGORITHMS.items():
+        add(f"--{what}", metavar="LIST", help=f"of: {','.join(known)}")
     add("--rekey-bytes", type=int, metavar="BYTES", help=argparse.SUPPRESS)
     add("-v", dest="verbose", action="count", default=0, help="say more")
     return parser
+
+
+def _preferences(arguments: argparse.Namespace) -> Preferences:
+    """Return what the server offers; every name must be one that we have."""
+    chosen = []
+    for what, (known, default) in _ALGORITHMS.items():
+        names = tuple(getattr(arguments, what).split(",")) if getattr(arguments, what) else default
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{printable(name, 80)} is not one of ours",
+                    where=f"--{what}",
+                    remedy=f"choose from {', '.join(known)}",
+                )
+        chosen.append(names)
+    return Preferences(kex=chosen[0], ciphers=chosen[1], macs=chosen[2])
 
 
 def _load_host_key(path: Path) -> PrivateKey:
@@ -127,6 +158,7 @@ def _options(arguments: argparse.Namespace) -> ServerOptions:
         tuple(OpenRule(rule.host, rule.port) for rule in rules),
         dict(map(_parse_host, arguments.host)),
         RekeyLimit(bytes=arguments.rekey_bytes),
+        _preferences(arguments),
     )
 
 

@@ -45,11 +45,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class Person:
-    """The person at the terminal (`gateway.config.trust.Person`)."""
+    """The person at the terminal (`gateway.config.trust.Person`); ``quiet`` as -q asks."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
 
     def say(self, text: str) -> None:
         """Show one line."""
-        say(text)
+        if not self._quiet:
+            say(text)
 
     async def ask(self, question: str) -> str | None:
         """Return a line that was typed, or None if there is no terminal."""

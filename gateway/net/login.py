@@ -12,6 +12,7 @@ from gateway import events
 from gateway.errors import AuthenticationError, ConnectionLost, RemoteProtocolError, printable
 from gateway.net.link import Link
 from gateway.ssh.agent import SessionBinding
+from gateway.ssh.algorithms import POST_QUANTUM_KEX
 from gateway.ssh.keys import parse_public_key_untrusted
 from gateway.ssh.protocol import Protocol as SSHProtocol
 from gateway.ssh.transport import Phase
@@ -104,14 +105,22 @@ class ClientLink:
             case events.KeysExchanged():
                 log.log(
                     logging.INFO if event.count == 1 else logging.DEBUG,
-                    "keys %d: %s, %s, %s out, %s in%s",
+                    "keys %d: %s, %s, %s %s out, %s %s in%s",
                     event.count,
                     event.kex,
                     event.host_key,
                     event.cipher_client_to_server,
+                    event.mac_client_to_server,
                     event.cipher_server_to_client,
+                    event.mac_server_to_client,
                     "" if event.strict else ", not strict",
                 )
+                if event.count == 1 and event.kex not in POST_QUANTUM_KEX:
+                    log.warning(
+                        "%s has no post-quantum key exchange: what is recorded today may be "
+                        "read one day",
+                        self.link.carrier.name,
+                    )
             case _:
                 try:
                     self._to_login.send_nowait(event)

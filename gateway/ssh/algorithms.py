@@ -15,17 +15,36 @@ from gateway.ssh.numbers import Disconnect
 if TYPE_CHECKING:
     from gateway.ssh.messages import KexInit
 
-DEFAULT_KEX: Final = (
-    "mlkem768x25519-sha256",  # draft-ietf-sshm-mlkem-hybrid-kex
+POST_QUANTUM_KEX: Final = ("mlkem768x25519-sha256",)  # draft-ietf-sshm-mlkem-hybrid-kex
+DEFAULT_SERVER_KEX: Final = (
+    *POST_QUANTUM_KEX,
     "curve25519-sha256",  # RFC 8731
     "curve25519-sha256@libssh.org",
 )
+DEFAULT_KEX: Final = (
+    *DEFAULT_SERVER_KEX,
+    "ecdh-sha2-nistp256",  # RFC 5656
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+    "diffie-hellman-group-exchange-sha256",  # RFC 4419
+    "diffie-hellman-group16-sha512",  # RFC 8268
+    "diffie-hellman-group18-sha512",
+    "diffie-hellman-group14-sha256",
+)
 DEFAULT_HOST_KEY_ALGORITHMS: Final = ("ssh-ed25519",)  # RFC 8709
-DEFAULT_CIPHERS: Final = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")  # RFC 5647
 
-# An AEAD cipher brings its own integrity and the MAC list is then ignored (OpenSSH PROTOCOL §1.6),
-# but some peers refuse an empty list. Never used: every cipher of ours is an AEAD.
-PLACEHOLDER_MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
+# The order is for processors with AES instructions; `without_aes` has the one for others.
+AEAD_CIPHERS: Final = (
+    "aes128-gcm@openssh.com",  # RFC 5647
+    "aes256-gcm@openssh.com",
+    "chacha20-poly1305@openssh.com",  # OpenSSH PROTOCOL.chacha20poly1305
+)
+DEFAULT_CIPHERS: Final = (*AEAD_CIPHERS, "aes128-ctr", "aes192-ctr", "aes256-ctr")  # RFC 4344
+DEFAULT_SERVER_MACS: Final = (
+    "hmac-sha2-256-etm@openssh.com",  # OpenSSH PROTOCOL §1.5
+    "hmac-sha2-512-etm@openssh.com",
+)
+DEFAULT_MACS: Final = (*DEFAULT_SERVER_MACS, "hmac-sha2-256", "hmac-sha2-512")  # RFC 6668
 
 COMPRESSION: Final = ("none",)
 
@@ -45,6 +64,15 @@ class Preferences:
     kex: tuple[str, ...] = DEFAULT_KEX
     host_key: tuple[str, ...] = DEFAULT_HOST_KEY_ALGORITHMS
     ciphers: tuple[str, ...] = DEFAULT_CIPHERS
+    macs: tuple[str, ...] = DEFAULT_MACS
+
+
+SERVER_PREFERENCES: Final = Preferences(kex=DEFAULT_SERVER_KEX, macs=DEFAULT_SERVER_MACS)
+
+
+def without_aes(ciphers: tuple[str, ...]) -> tuple[str, ...]:
+    """Reorder for a processor that has no AES instructions: ChaCha20 first."""
+    return tuple(sorted(ciphers, key=lambda name: not name.startswith("chacha20")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +83,8 @@ class Chosen:
     host_key: str
     cipher_client_to_server: str
     cipher_server_to_client: str
+    mac_client_to_server: str = ""
+    mac_server_to_client: str = ""
 
 
 def _first_common(what: str, client: tuple[str, ...], server: tuple[str, ...]) -> str:
@@ -70,35 +100,26 @@ def _first_common(what: str, client: tuple[str, ...], server: tuple[str, ...]) -
 
 def negotiate(client: KexInit, server: KexInit) -> Chosen:
     """Choose by RFC 4253 §7.1: the client's first name that the server has too."""
-    chosen = Chosen(
-        _first_common("key exchange method", client.kex_algorithms, server.kex_algorithms),
-        _first_common(
-            "host key algorithm",
-            client.server_host_key_algorithms,
-            server.server_host_key_algorithms,
-        ),
-        _first_common(
-            "cipher",
-            client.encryption_algorithms_client_to_server,
-            server.encryption_algorithms_client_to_server,
-        ),
-        _first_common(
-            "cipher",
-            client.encryption_algorithms_server_to_client,
-            server.encryption_algorithms_server_to_client,
-        ),
+
+    def first_common(what: str, field: str) -> str:
+        return _first_common(what, getattr(client, field), getattr(server, field))
+
+    def mac_for(cipher: str, field: str) -> str:
+        """An AEAD cipher has its own integrity: the MAC lists do not count (PROTOCOL §1.6)."""
+        return "" if cipher in AEAD_CIPHERS else first_common("MAC", field)
+
+    outgoing = first_common("cipher", "encryption_algorithms_client_to_server")
+    incoming = first_common("cipher", "encryption_algorithms_server_to_client")
+    first_common("compression", "compression_algorithms_client_to_server")
+    first_common("compression", "compression_algorithms_server_to_client")
+    return Chosen(
+        first_common("key exchange method", "kex_algorithms"),
+        first_common("host key algorithm", "server_host_key_algorithms"),
+        outgoing,
+        incoming,
+        mac_for(outgoing, "mac_algorithms_client_to_server"),
+        mac_for(incoming, "mac_algorithms_server_to_client"),
     )
-    _first_common(
-        "compression",
-        client.compression_algorithms_client_to_server,
-        server.compression_algorithms_client_to_server,
-    )
-    _first_common(
-        "compression",
-        client.compression_algorithms_server_to_client,
-        server.compression_algorithms_server_to_client,
-    )
-    return chosen
 
 
 def guess_was_wrong(client: KexInit, server: KexInit) -> bool:

@@ -32,6 +32,7 @@ class _Codec:
 Boolean = Annotated[bool, _Codec(wire.boolean, wire.Reader.boolean)]
 Byte = Annotated[int, _Codec(lambda value: bytes((value,)), wire.Reader.byte)]
 UInt32 = Annotated[int, _Codec(wire.uint32, wire.Reader.uint32)]
+MPInt = Annotated[int, _Codec(wire.mpint, wire.Reader.mpint)]
 String = Annotated[bytes, _Codec(wire.string, wire.Reader.string)]
 Text = Annotated[str, _Codec(wire.text, wire.Reader.text)]
 LooseText = Annotated[str, _Codec(wire.text, wire.Reader.loose_text)]
@@ -176,6 +177,39 @@ class KexEcdhReply(Message):  # noqa: D101 - RFC 5656 §4
     number = Msg.KEX_ECDH_REPLY
     server_host_key: String
     server_ephemeral: String
+    signature: String
+
+
+@dataclass(frozen=True, slots=True)
+class KexDhGexRequest(Message):
+    """RFC 4419 §3: sizes in bits."""
+
+    number = Msg.KEX_DH_GEX_REQUEST
+    minimum: UInt32
+    preferred: UInt32
+    maximum: UInt32
+
+
+@dataclass(frozen=True, slots=True)
+class KexDhGexGroup(Message):
+    """RFC 4419 §3: the safe prime and the generator."""
+
+    number = Msg.KEX_DH_GEX_GROUP
+    p: MPInt
+    g: MPInt
+
+
+@dataclass(frozen=True, slots=True)
+class KexDhGexInit(Message):  # noqa: D101 - RFC 4419 §3
+    number = Msg.KEX_DH_GEX_INIT
+    e: String
+
+
+@dataclass(frozen=True, slots=True)
+class KexDhGexReply(Message):  # noqa: D101 - RFC 4419 §3
+    number = Msg.KEX_DH_GEX_REPLY
+    server_host_key: String
+    f: String
     signature: String
 
 

@@ -20,6 +20,10 @@ class Msg(IntEnum):
     NEWKEYS = 21
     KEX_ECDH_INIT = 30
     KEX_ECDH_REPLY = 31
+    KEX_DH_GEX_GROUP = 31  # RFC 4419 gives 31 another meaning: the method decides
+    KEX_DH_GEX_INIT = 32
+    KEX_DH_GEX_REPLY = 33
+    KEX_DH_GEX_REQUEST = 34
     USERAUTH_REQUEST = 50
     USERAUTH_FAILURE = 51
     USERAUTH_SUCCESS = 52

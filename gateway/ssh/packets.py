@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 # ---- from the specifications ---------------------------------------------------------------------
 MAXIMUM_PACKET_LENGTH: Final = 262_144  # as OpenSSH, PACKET_MAX_SIZE; RFC 4253 §6.1 asks for 35 000
-MINIMUM_PACKET_LENGTH: Final = 12  # RFC 4253 §6: 16 bytes or the block size, with packet_length
+MINIMUM_PACKET_LENGTH: Final = 8  # the smallest with padding and one byte, in blocks of 8
 MINIMUM_PADDING: Final = 4  # RFC 4253 §6
 MAXIMUM_PADDING: Final = 255  # padding_length is one byte
 
@@ -131,7 +131,7 @@ class Outbound:
         """Seal the first bytes in ROOM as one CHANNEL_DATA; ``accepts_data`` must be true."""
         cipher = self.cipher
         block = cipher.block_size
-        padding_length = block - (10 + data_length) % block
+        padding_length = block - (cipher.aligned_header + 10 + data_length) % block
         if padding_length < MINIMUM_PADDING:
             padding_length += block
         packet_length = 10 + data_length + padding_length
@@ -348,7 +348,14 @@ class Inbound:
             return None
         buffer = self._buffer
         cipher = self.cipher
-        (packet_length,) = _LENGTH.unpack_from(buffer, start)
+        if not cipher.length_prefix:
+            (packet_length,) = _LENGTH.unpack_from(buffer, start)
+        elif end - start < cipher.length_prefix:
+            return None
+        else:
+            packet_length = cipher.packet_length(
+                self.sequence_number, buffer[start : start + cipher.length_prefix]
+            )
         if (
             not MINIMUM_PACKET_LENGTH <= packet_length <= MAXIMUM_PACKET_LENGTH
             or (cipher.aligned_header + packet_length) % cipher.block_size

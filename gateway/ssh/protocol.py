@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
-from gateway.ssh.algorithms import Preferences
+from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.connection import Connection
 from gateway.ssh.numbers import Disconnect, Msg
 from gateway.ssh.transport import ALLOWED, Phase, RekeyLimit, Role, Transport
@@ -59,7 +59,7 @@ class ServerSetup:
 
     host_keys: tuple[PrivateKey, ...]
     authorize: Callable[[str, PublicKey], bool]
-    preferences: Preferences = field(default_factory=Preferences)
+    preferences: Preferences = SERVER_PREFERENCES
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
 
 
@@ -159,12 +159,10 @@ class Protocol:
         match number:
             case Msg.KEXINIT:
                 transport.receive_kexinit(payload, now_s)
-            case Msg.KEX_ECDH_INIT:
-                transport.receive_kex_init(payload)
-            case Msg.KEX_ECDH_REPLY:
-                transport.receive_kex_reply(payload)
             case Msg.NEWKEYS:
                 transport.receive_newkeys(payload, now_s)
+            case _ if number >= Msg.KEX_ECDH_INIT:
+                transport.receive_kex(payload)
             case _:
                 transport.receive_generic(payload)
 

@@ -42,6 +42,7 @@ from gateway.ssh.packets import Inbound, Outbound
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.ssh.ciphers import PacketCipher
     from gateway.ssh.keys import PrivateKey
 
 
@@ -71,6 +72,7 @@ class Phase(Enum):
 
 _DISCONNECT: Final = frozenset((Msg.DISCONNECT,))
 _GENERIC: Final = _DISCONNECT | {Msg.IGNORE, Msg.UNIMPLEMENTED, Msg.DEBUG}
+_KEX_REPLIES: Final = frozenset((Msg.KEX_ECDH_REPLY, Msg.KEX_DH_GEX_REPLY))
 _CHANNELS: Final = frozenset(range(Msg.CHANNEL_OPEN, Msg.CHANNEL_FAILURE + 1))
 _GLOBALS: Final = frozenset((Msg.GLOBAL_REQUEST, Msg.REQUEST_SUCCESS, Msg.REQUEST_FAILURE))
 
@@ -79,8 +81,8 @@ ALLOWED: Final[dict[Phase, dict[Role, frozenset[int]]]] = {
     for phase, to_client, to_server in (
         (Phase.VERSION, (), ()),
         (Phase.KEXINIT, _GENERIC | {Msg.KEXINIT}, _GENERIC | {Msg.KEXINIT}),
-        (Phase.KEX, _GENERIC | {Msg.KEX_ECDH_REPLY}, _GENERIC | {Msg.KEX_ECDH_INIT}),
-        (Phase.KEX_STRICT, _DISCONNECT | {Msg.KEX_ECDH_REPLY}, _DISCONNECT | {Msg.KEX_ECDH_INIT}),
+        (Phase.KEX, _GENERIC | _KEX_REPLIES, _GENERIC | {Msg.KEX_ECDH_INIT}),
+        (Phase.KEX_STRICT, _DISCONNECT | _KEX_REPLIES, _DISCONNECT | {Msg.KEX_ECDH_INIT}),
         (Phase.NEWKEYS, _GENERIC | {Msg.NEWKEYS}, _GENERIC | {Msg.NEWKEYS}),
         (Phase.NEWKEYS_STRICT, _DISCONNECT | {Msg.NEWKEYS}, _DISCONNECT | {Msg.NEWKEYS}),
         (
@@ -100,7 +102,7 @@ ALLOWED: Final[dict[Phase, dict[Role, frozenset[int]]]] = {
             _GENERIC | _GLOBALS | _CHANNELS | {Msg.KEXINIT, Msg.PING, Msg.PONG},
             _GENERIC | _GLOBALS | _CHANNELS | {Msg.KEXINIT, Msg.PING, Msg.PONG},
         ),
-        (Phase.REKEY, _GENERIC | {Msg.KEX_ECDH_REPLY}, _GENERIC | {Msg.KEX_ECDH_INIT}),
+        (Phase.REKEY, _GENERIC | _KEX_REPLIES, _GENERIC | {Msg.KEX_ECDH_INIT}),
         (Phase.REKEY_NEWKEYS, _GENERIC | {Msg.NEWKEYS}, _GENERIC | {Msg.NEWKEYS}),
         (Phase.CLOSED, (), ()),
     )
@@ -165,9 +167,8 @@ class Transport:
         self._keys_since_s = now_s
         self._local_kexinit: bytes | None = None
         self._remote_kexinit = b""
-        self._method: kex.KexMethod | None = None
+        self._method: kex.Method | None = None
         self._material: kex.KeyMaterial | None = None
-        self._client_value = b""
         self._newkeys_sent = False
         self._newkeys_received = False
         self._ignore_next_kex_packet = False
@@ -236,8 +237,8 @@ class Transport:
             host_key,
             self._preferences.ciphers,
             self._preferences.ciphers,
-            algorithms.PLACEHOLDER_MACS,
-            algorithms.PLACEHOLDER_MACS,
+            self._preferences.macs,
+            self._preferences.macs,
             algorithms.COMPRESSION,
             algorithms.COMPRESSION,
         )
@@ -270,8 +271,7 @@ class Transport:
         else:
             self.phase = Phase.KEX_STRICT if self.strict else Phase.KEX
         if self.role is Role.CLIENT:
-            self._client_value = self._method.start()
-            self.outbound.append_transport(messages.KexEcdhInit(self._client_value).encode())
+            self.outbound.append_transport(self._method.request())
 
     def _enter_strict(self, peer: messages.KexInit) -> None:
         marker = algorithms.STRICT_S if self.role is Role.CLIENT else algorithms.STRICT_C
@@ -303,58 +303,60 @@ class Transport:
             return True
         return False
 
-    # -- the exchange (RFC 4253 §8, RFC 5656 §4) ---------------------------------------------------
+    # -- the exchange (RFC 4253 §8, RFC 5656 §4) -------------------------------------------------
 
-    def receive_kex_init(self, payload: bytes) -> None:
-        """Server: answer the client's value; our NEWKEYS follows at once."""
-        client_value = messages.KexEcdhInit.decode_untrusted(payload).client_ephemeral
-        method, chosen = self._running()
-        server_value, k = method.respond(client_value)
+    def receive_kex(self, payload: bytes) -> None:
+        """Take a message of 30-49, whose meaning the method decides."""
+        if self._method is None or self.chosen is None:
+            raise LocalProtocolError("no key exchange is running")
+        if self.role is Role.SERVER:
+            self._answer_client(self._method, self.chosen, payload)
+            return
+        answer = self._method.receive_untrusted(payload)
+        if isinstance(answer, bytes):
+            self.outbound.append_transport(answer)
+        else:
+            self._check_server(self._method, self.chosen, answer)
+
+    def _answer_client(self, method: kex.Method, chosen: algorithms.Chosen, payload: bytes) -> None:
+        """Server: sign our value; our NEWKEYS follows at once."""
+        server_value, hashed, k = method.respond_untrusted(payload)
         host_key = self._host_keys[chosen.host_key]
         self.host_key_blob = self.host_key_blob or host_key.public.blob
-        exchange_hash = self._hash(host_key.public.blob, client_value, server_value, k)
+        exchange_hash = self._hash(method, host_key.public.blob, hashed, k)
         signature = host_key.sign(exchange_hash, chosen.host_key)
         self.outbound.append_transport(
             messages.KexEcdhReply(host_key.public.blob, server_value, signature).encode()
         )
-        self._keys_agreed(k, exchange_hash)
+        self._keys_agreed(method, k, exchange_hash)
         self.send_newkeys()
 
-    def receive_kex_reply(self, payload: bytes) -> None:
-        """Client: check the server's signature; the first time, ask whether the key is trusted."""
-        reply = messages.KexEcdhReply.decode_untrusted(payload)
-        method, chosen = self._running()
-        host_key = parse_public_key_untrusted(reply.server_host_key)
+    def _check_server(
+        self, method: kex.Method, chosen: algorithms.Chosen, reply: kex.ServerReply
+    ) -> None:
+        """Client: check the signature; the first time, ask whether the key is trusted."""
+        blob = reply.server_host_key
+        host_key = parse_public_key_untrusted(blob)
         if host_key.algorithm != chosen.host_key:
             raise RemoteProtocolError(
                 f"the host key is {host_key.algorithm} where {chosen.host_key} was agreed",
                 Disconnect.KEY_EXCHANGE_FAILED,
             )
-        if self.host_key_blob and reply.server_host_key != self.host_key_blob:
+        if self.host_key_blob and blob != self.host_key_blob:
             raise RemoteProtocolError(
                 "the server showed another host key when keys were renewed",
                 Disconnect.HOST_KEY_NOT_VERIFIABLE,
             )
-        k = method.finish(reply.server_ephemeral)
-        exchange_hash = self._hash(
-            reply.server_host_key, self._client_value, reply.server_ephemeral, k
-        )
+        exchange_hash = self._hash(method, blob, reply.hashed, reply.k)
         host_key.verify(reply.signature, exchange_hash, chosen.host_key)
-        self._keys_agreed(k, exchange_hash)
+        self._keys_agreed(method, reply.k, exchange_hash)
         if self.host_key_blob:
             self.send_newkeys()
         else:
-            self.host_key_blob = reply.server_host_key
-            self._emit(
-                events.HostKeyReceived(host_key.algorithm, reply.server_host_key, reply.signature)
-            )
+            self.host_key_blob = blob
+            self._emit(events.HostKeyReceived(host_key.algorithm, blob, reply.signature))
 
-    def _running(self) -> tuple[kex.KexMethod, algorithms.Chosen]:
-        if self._method is None or self.chosen is None:
-            raise LocalProtocolError("no key exchange is running")
-        return self._method, self.chosen
-
-    def _hash(self, host_key: bytes, client_value: bytes, server_value: bytes, k: bytes) -> bytes:
+    def _hash(self, method: kex.Method, host_key: bytes, hashed: bytes, k: bytes) -> bytes:
         local = self._local_kexinit or b""
         client = self.role is Role.CLIENT
         transcript = kex.Transcript(
@@ -363,11 +365,11 @@ class Transport:
             local if client else self._remote_kexinit,
             self._remote_kexinit if client else local,
         )
-        return transcript.exchange_hash(host_key, client_value, server_value, k)
+        return transcript.exchange_hash(method.hash_name, host_key, hashed, k)
 
-    def _keys_agreed(self, k: bytes, exchange_hash: bytes) -> None:
+    def _keys_agreed(self, method: kex.Method, k: bytes, exchange_hash: bytes) -> None:
         self.session_id = self.session_id or exchange_hash
-        self._material = kex.KeyMaterial(k, exchange_hash, self.session_id)
+        self._material = kex.KeyMaterial(method.hash_name, k, exchange_hash, self.session_id)
         self._method = None
         if self._kex_count:
             self.phase = Phase.REKEY_NEWKEYS
@@ -378,14 +380,9 @@ class Transport:
 
     def send_newkeys(self) -> None:
         """Switch what we send to the new keys."""
-        if self._material is None or self.chosen is None:
-            raise LocalProtocolError("NEWKEYS before keys were agreed")
         client = self.role is Role.CLIENT
-        name = (
-            self.chosen.cipher_client_to_server if client else self.chosen.cipher_server_to_client
-        )
         self.outbound.append_transport(messages.NewKeys().encode())
-        cipher = self._material.cipher(name, client_to_server=client)
+        cipher = self._cipher(client_to_server=client)
         self.outbound.start_cipher(cipher, reset_sequence_number=self.strict)
         if not client and not self._kex_count:
             extensions = {
@@ -400,18 +397,24 @@ class Transport:
     def receive_newkeys(self, payload: bytes, now_s: float) -> None:
         """Switch what we receive to the new keys."""
         messages.NewKeys.decode_untrusted(payload)
-        if self._material is None or self.chosen is None:
-            raise LocalProtocolError("the phase table let NEWKEYS through")
         client = self.role is Role.CLIENT
-        name = (
-            self.chosen.cipher_server_to_client if client else self.chosen.cipher_client_to_server
-        )
-        cipher = self._material.cipher(name, client_to_server=not client)
+        cipher = self._cipher(client_to_server=not client)
         self.inbound.start_cipher(cipher, reset_sequence_number=self.strict)
         self._keys_since_s = now_s
         self.phase = Phase.CONNECTION if self._kex_count else Phase.SERVICE
         self._newkeys_received = True
         self._finish_if_both_switched()
+
+    def _cipher(self, *, client_to_server: bool) -> PacketCipher:
+        """Return the new cipher of one direction."""
+        material, chosen = self._material, self.chosen
+        if material is None or chosen is None:
+            raise LocalProtocolError("NEWKEYS before keys were agreed")
+        if client_to_server:
+            names = (chosen.cipher_client_to_server, chosen.mac_client_to_server)
+        else:
+            names = (chosen.cipher_server_to_client, chosen.mac_server_to_client)
+        return material.cipher(*names, client_to_server=client_to_server)
 
     def _finish_if_both_switched(self) -> None:
         if not (self._newkeys_sent and self._newkeys_received) or self.chosen is None:
@@ -430,6 +433,8 @@ class Transport:
                 chosen.host_key,
                 chosen.cipher_client_to_server,
                 chosen.cipher_server_to_client,
+                chosen.mac_client_to_server,
+                chosen.mac_server_to_client,
                 self.strict,
             )
         )

@@ -92,7 +92,8 @@ class Login:
         )
         script.write_text(
             f"#!/bin/sh\nprintf '%s\\n' \"$1\" >>{asked}\necho >>{asked}.count\n"
-            f"case $(wc -l <{asked}.count) in\n{lines}*) echo '{answers[-1]}';;\nesac\nexit {status}\n"
+            f"case $(wc -l <{asked}.count) in\n{lines}"
+            f"*) echo '{answers[-1]}';;\nesac\nexit {status}\n"
         )
         script.chmod(0o700)
         self.environment |= {"SSH_ASKPASS": str(script), "SSH_ASKPASS_REQUIRE": "force"}

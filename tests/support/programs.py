@@ -7,26 +7,40 @@ handle.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GATEWAY = [sys.executable, "-m", "gateway"]
 READY_TIMEOUT_S = 20.0
+USER = getpass.getuser()
+"""Whom a stock sshd that was started by us lets in."""
+
+
+def eventually(condition: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
+    """Look until a condition holds: for what only the kernel's tables tell."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -108,6 +122,29 @@ class Program:
             self._process.stdout.close()
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the process ids of a process's children, and theirs."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            after_name = path.read_text().rpartition(")")[2].split()
+            if int(after_name[1]) == pid:
+                child = int(path.parent.name)
+                found += [child, *children_of(child)]
+    return found
+
+
+def open_sockets(pid: int) -> int:
+    """Count the sockets that a process and its children have open."""
+    count = 0
+    for process in (pid, *children_of(pid)):
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    count += Path(entry.path).readlink().name.startswith("socket:")
+    return count
+
+
 @contextlib.contextmanager
 def running(*arguments: str, **environment: str) -> Iterator[Program]:
     """Run a program for the length of a with block."""
@@ -116,6 +153,90 @@ def running(*arguments: str, **environment: str) -> Iterator[Program]:
         yield program
     finally:
         program.stop()
+
+
+class Terminal:
+    """A program with a terminal of its own, and somebody who reads and types there."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.shown = ""
+        self._master, slave = os.openpty()
+        # A session leader without a terminal that opens one makes it its controlling terminal.
+        self._process = subprocess.Popen(
+            ["sh", "-c", 'exec "$@" <>"$0" >&0 2>&0', os.ttyname(slave), *arguments],
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        self._slave = slave  # stays open until the program has opened it
+
+    def expect(self, pattern: str, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until something is shown; what was shown up to its end is forgotten."""
+        deadline = time.monotonic() + timeout_s
+        while not (match := re.search(pattern, self.shown)):
+            if not self._read(deadline - time.monotonic()):
+                raise AssertionError(f"{pattern!r} was not shown, but: {self.shown!r}")
+        self.shown = self.shown[match.end() :]
+
+    def _read(self, timeout_s: float) -> bool:
+        if not select.select([self._master], [], [], max(timeout_s, 0))[0]:
+            return False
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # as Linux reports that nobody has the other side open
+            return False
+        if self._slave >= 0:  # the program has it open: from now on its end is seen
+            os.close(self._slave)
+            self._slave = -1
+        self.shown += data.decode("utf-8", "replace").replace("\r\n", "\n")
+        return bool(data)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether what is typed is shown."""
+        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
+
+    def type(self, text: str) -> None:
+        """Type a line."""
+        self.press(text + "\n")
+
+    def press(self, keys: str) -> None:
+        """Press keys without Enter."""
+        os.write(self._master, keys.encode())
+
+    def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
+        """Read to the end; return the exit status."""
+        deadline = time.monotonic() + timeout_s
+        while self._read(deadline - time.monotonic()):
+            pass
+        return self._process.wait(max(deadline - time.monotonic(), 1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(5)
+        for descriptor in {self._master, self._slave} - {-1}:
+            os.close(descriptor)
+
+
+def run_gateway(
+    *arguments: str, timeout_s: float = 30.0, data: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run gateway to its end, without a terminal; the streams are text."""
+    result = subprocess.run(
+        [*GATEWAY, *arguments],
+        input=data,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **environment},
+        start_new_session=True,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
 
 
 @dataclass(frozen=True)
@@ -239,6 +360,26 @@ def running_proxy(server: Endpoint, *options: str, user: str = "root") -> Iterat
     ) as program:  # fmt: skip
         program.wait_line(f"SOCKS proxy on localhost:{port}")
         yield port
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running SOCKS proxy."""
+
+    program: Program
+    port: int
+
+
+@contextlib.contextmanager
+def running_connect(server: Endpoint, *options: str) -> Iterator[Proxy]:
+    """Run `gateway connect -N -D` as `running_proxy` does; yield the program as well."""
+    port = free_port()
+    with running(
+        *GATEWAY, "connect", "-N", "-D", str(port), *client_options(server), *options,
+        f"{USER}@127.0.0.1",
+    ) as program:  # fmt: skip
+        program.wait_line(f"SOCKS proxy on localhost:{port}")
+        yield Proxy(program, port)
 
 
 @contextlib.contextmanager

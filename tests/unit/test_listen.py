@@ -1,0 +1,191 @@
+"""Listening: what a bind address means, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from ipaddress import ip_address
+
+import pytest
+import trio
+
+from gateway.errors import NetworkSetupError
+from gateway.net import listen
+from gateway.net.listen import (
+    addresses_to_bind,
+    describe,
+    is_own_address,
+    open_listeners,
+    serve,
+)
+
+INET, INET6 = socket.AF_INET, socket.AF_INET6
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 loopback")
+
+
+@pytest.mark.parametrize(
+    ("host", "meant"),
+    [
+        (None, {"127.0.0.1", "::1"}),
+        ("localhost", {"127.0.0.1", "::1"}),
+        ("", {"0.0.0.0", "::"}),
+        ("*", {"0.0.0.0", "::"}),
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("::1", {"::1"}),
+        ("0.0.0.0", {"0.0.0.0"}),
+        ("192.0.2.1", {"192.0.2.1"}),
+    ],
+)
+def test_what_a_bind_address_means(host: str | None, meant: set[str]) -> None:
+    assert {address for _, address in addresses_to_bind(host)} == meant
+
+
+def close(listeners: list[socket.socket]) -> None:
+    for listener in listeners:
+        listener.close()
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", [None, "*"])
+def test_both_families_get_the_same_free_port(host: str | None) -> None:
+    listeners = open_listeners(host, 0)
+    try:
+        assert [listener.family for listener in listeners] == [INET, INET6]
+        assert len({listener.getsockname()[1] for listener in listeners}) == 1
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, listeners[0].getsockname()[1])).close()
+    finally:
+        close(listeners)
+
+
+def test_a_port_in_use_is_an_error_and_leaves_nothing_open() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(NetworkSetupError) as raised:
+            open_listeners("127.0.0.1", port)
+    assert str(raised.value) == (
+        f"cannot listen on 127.0.0.1 port {port}: "
+        "another program uses this port: end it, or choose another port"
+    )
+
+
+@needs_ipv6
+def test_a_port_in_use_in_one_family_closes_the_other() -> None:
+    with socket.socket(INET6) as other:
+        other.bind(("::1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(NetworkSetupError, match=f"::1 port {port}: another program"):
+            open_listeners(None, port)
+    with socket.socket() as free_again:
+        free_again.bind(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("missing", [INET, INET6])
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_one_family_may_be_missing(
+    monkeypatch: pytest.MonkeyPatch, missing: int, number: int
+) -> None:
+    real = listen._listen
+
+    def without(family: int, address: str, port: int) -> socket.socket:
+        if family == missing:
+            raise OSError(number, "missing")
+        return real(family, address, port)
+
+    monkeypatch.setattr(listen, "_listen", without)
+    if missing == INET and not _has_ipv6():
+        pytest.skip("this machine has no IPv6 loopback")
+    listeners = open_listeners(None, 0)
+    assert [listener.family for listener in listeners] == [INET6 if missing == INET else INET]
+    close(listeners)
+
+
+def test_an_address_of_another_machine() -> None:
+    with pytest.raises(NetworkSetupError, match=r"192\.0\.2\.1 port 0: .* has no such address"):
+        open_listeners("192.0.2.1", 0)
+
+
+def test_a_privileged_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(listen, "_listen", refuse)
+    with pytest.raises(NetworkSetupError, match="only root may use ports below 1024: choose"):
+        open_listeners(None, 80)
+
+
+def test_a_name_that_is_no_address() -> None:
+    with pytest.raises(NetworkSetupError, match=r"cannot listen on no-such-name\.invalid: "):
+        open_listeners("no-such-name.invalid", 0)
+
+
+async def test_a_closed_listener_ends_its_accept_loop() -> None:
+    (listener,) = open_listeners("127.0.0.1", 0)
+    accepted = []
+
+    async def handle(sock: socket.socket) -> None:
+        accepted.append(sock.getblocking())
+        sock.close()
+        trio.lowlevel.notify_closing(listener)
+        listener.close()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, handle, nursery)
+            with socket.create_connection(listener.getsockname()):
+                await trio.testing.wait_all_tasks_blocked()
+    assert accepted == [False]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+async def test_running_out_of_descriptors_is_a_pause(
+    number: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    class Exhausted:
+        calls = 0
+
+        def accept(self) -> tuple[socket.socket, str]:
+            self.calls += 1
+            raise OSError(number if self.calls < 4 else errno.EBADF, "")
+
+    exhausted = Exhausted()
+    started_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        await serve(exhausted, trio.sleep, nursery)  # type: ignore[arg-type]
+    assert exhausted.calls == 4
+    assert trio.current_time() - started_s == pytest.approx(3 * listen.EXHAUSTED_PAUSE_S)
+
+
+def test_own_addresses() -> None:
+    for address in ("127.0.0.1", "127.1.2.3", "0.0.0.0"):
+        assert is_own_address(ip_address(address))
+    for address in ("192.0.2.1", "2001:db8::1"):
+        assert not is_own_address(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("sockaddr", "text"),
+    [
+        (("192.0.2.1", 22), "192.0.2.1 port 22"),
+        (("::1", 22, 0, 0), "::1 port 22"),
+        ("", "unix socket"),
+        ("/run/x", "/run/x"),
+        (b"", "unix socket"),
+    ],
+)
+def test_how_an_address_is_described(sockaddr: object, text: str) -> None:
+    assert describe(sockaddr) == text
