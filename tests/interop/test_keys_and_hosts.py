@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,7 +208,7 @@ def test_an_unknown_host_and_no_terminal(login: Login) -> None:
 def test_an_unknown_host_that_the_user_accepts(login: Login, answers: list[str]) -> None:
     fingerprint = login.fingerprint()
     with login.terminal() as terminal:
-        terminal.expect(fingerprint)
+        terminal.expect(re.escape(fingerprint))
         terminal.expect(r"\(yes/no/fingerprint\)\? ")
         for answer in answers[:-1]:
             terminal.type(answer)

@@ -375,7 +375,8 @@ def test_a_lost_link_resets_streams_answers_openings_and_ends_the_program(
             streaming.recv(1)
         assert read_exactly(opening, 10)[:2] == b"\x05\x01"
         assert proxy.program.wait() == 255
-        assert len(proxy.program.lines) == 3, proxy.program.lines
+        said = [line for line in proxy.program.lines if "post-quantum" not in line]
+        assert len(said) == 3, said
         assert "connection to 127.0.0.1 port" in proxy.program.lines[-1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", proxy.port))
