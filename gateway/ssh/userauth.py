@@ -54,10 +54,16 @@ PASSWORD_PROMPTS: Final = 3  # as ssh(1), NumberOfPasswordPrompts
 
 @dataclass(frozen=True, slots=True)
 class LoginPreferences:
-    """How a client wants to log in: its methods in order, and how often it asks for a password."""
+    """How a client wants to log in: its methods in order, and how often it asks for a password.
+
+    ``signature_algorithms`` are the only ones to sign with, None for all that a key knows;
+    ``names_host``: whether signatures name the server's key, where it understands that.
+    """
 
     methods: tuple[str, ...] = (PUBLICKEY,)
     password_prompts: int = PASSWORD_PROMPTS
+    signature_algorithms: tuple[str, ...] | None = None
+    names_host: bool = True
 
 
 def signed_data(
@@ -196,7 +202,7 @@ class ClientAuth:
             or accept.service_name != SERVICE_USERAUTH
         ):
             raise RemoteProtocolError("SERVICE_ACCEPT for a service that was not asked for")
-        if self._extensions.get(HOSTBOUND_EXTENSION) == b"0":
+        if self._preferences.names_host and self._extensions.get(HOSTBOUND_EXTENSION) == b"0":
             self._binding = self._host_key_blob
         self.state = ClientAuthState.NONE_SENT
         self._request("none", b"")
@@ -397,12 +403,13 @@ class ClientAuth:
 
     def _signature_algorithm(self, key: PublicKey) -> str | None:
         """Choose as RFC 8308 §3.1 says; a key that knows one algorithm only is always tried."""
-        ours = key.signature_algorithms
+        allowed = self._preferences.signature_algorithms
+        ours = [name for name in key.signature_algorithms if allowed is None or name in allowed]
         theirs = self._extensions.get("server-sig-algs")
-        if theirs is None or len(ours) == 1:
-            return ours[0]
-        taken = theirs.split(b",")
-        return next((name for name in ours if name.encode() in taken), None)
+        if theirs is not None and len(key.signature_algorithms) > 1:
+            taken = theirs.split(b",")
+            ours = [name for name in ours if name.encode() in taken]
+        return ours[0] if ours else None
 
     def _begin_interactive(self) -> bool:
         if self._attempts[INTERACTIVE] >= self._preferences.password_prompts:

@@ -618,10 +618,10 @@ class Several:
     signature_algorithms = ("rsa-sha2-512", "rsa-sha2-256")
 
 
-def dialogue(extensions, keys):
+def dialogue(extensions, keys, preferences=None):
     sent, emitted = [], []
     auth = ClientAuth(
-        "alice", keys, LoginPreferences(), extensions=extensions,
+        "alice", keys, preferences or LoginPreferences(), extensions=extensions,
         send=sent.append, emit=emitted.append,
     )  # fmt: skip
     auth.start(bytes(32), HOST_KEY.public.blob)
@@ -648,6 +648,28 @@ def test_the_servers_signature_algorithms_decide(extensions, chosen):
     request = messages.UserauthRequest.decode_untrusted(sent[-1])
     query = messages.PublickeyQuery.decode_untrusted(request.method_specific)
     assert query.public_key_algorithm_name == chosen
+
+
+@pytest.mark.parametrize(
+    ("allowed", "key", "chosen"),
+    [
+        (("rsa-sha2-256",), Several(), "rsa-sha2-256"),
+        (("rsa-sha2-256", "rsa-sha2-512"), Several(), "rsa-sha2-512"),
+        (("ssh-ed25519",), Several(), None),
+        (("ssh-ed25519",), USER_KEY.public, "ssh-ed25519"),
+        (("rsa-sha2-512",), USER_KEY.public, None),
+        ((), USER_KEY.public, None),
+    ],
+)
+def test_our_own_choice_of_signature_algorithms(allowed, key, chosen):
+    preferences = LoginPreferences(signature_algorithms=allowed)
+    _auth, sent, emitted = dialogue({}, [key], preferences)
+    if chosen is None:
+        assert emitted[-1].reason == "publickey: no keys offered"
+    else:
+        request = messages.UserauthRequest.decode_untrusted(sent[-1])
+        query = messages.PublickeyQuery.decode_untrusted(request.method_specific)
+        assert query.public_key_algorithm_name == chosen
 
 
 @pytest.mark.parametrize("name", ["rsa-sha2-512", "ssh-rsa"])
@@ -692,6 +714,15 @@ def test_no_binding_unless_it_was_announced(value):
     assert emitted[-1].data == signed_data(
         bytes(32), "alice", "ssh-connection", ED25519, USER_KEY.public.blob
     )
+    auth.provide_signature(b"s")
+    assert messages.UserauthRequest.decode_untrusted(sent[-1]).method_name == PUBLICKEY
+
+
+def test_no_binding_if_that_is_not_wanted():
+    """PubkeyAuthentication unbound."""
+    preferences = LoginPreferences(names_host=False)
+    auth, sent, _ = dialogue({HOSTBOUND_EXTENSION: b"0"}, [USER_KEY.public], preferences)
+    auth.receive(ok(USER_KEY).encode())
     auth.provide_signature(b"s")
     assert messages.UserauthRequest.decode_untrusted(sent[-1]).method_name == PUBLICKEY
 
