@@ -41,6 +41,7 @@ SERVICE_CONNECTION: Final = "ssh-connection"
 PUBLICKEY: Final = "publickey"
 HOSTBOUND: Final = "publickey-hostbound-v00@openssh.com"  # OpenSSH PROTOCOL §3.1
 HOSTBOUND_EXTENSION: Final = "publickey-hostbound@openssh.com"
+CERTIFICATE: Final = "-cert-v01@openssh.com"  # behind an algorithm's name
 INTERACTIVE: Final = "keyboard-interactive"
 PASSWORD: Final = "password"  # noqa: S105 - the method's name
 
@@ -407,8 +408,8 @@ class ClientAuth:
         ours = [name for name in key.signature_algorithms if allowed is None or name in allowed]
         theirs = self._extensions.get("server-sig-algs")
         if theirs is not None and len(key.signature_algorithms) > 1:
-            taken = theirs.split(b",")
-            ours = [name for name in ours if name.encode() in taken]
+            taken = theirs.split(b",")  # of signatures: no server lists a certificate's names
+            ours = [name for name in ours if name.removesuffix(CERTIFICATE).encode() in taken]
         return ours[0] if ours else None
 
     def _begin_interactive(self) -> bool:

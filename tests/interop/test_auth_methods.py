@@ -17,13 +17,14 @@ import socket
 import subprocess
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import asyncssh
 import pytest
 
 from gateway.ssh.keyfiles import encode_private_key_file
-from gateway.ssh.keys import PrivateKey
+from gateway.ssh.keys import KEY_TYPES, PrivateKey
 from tests.support.programs import (
     GATEWAY,
     client_options,
@@ -161,6 +162,33 @@ def test_a_key_of_the_agent(login, agent, keys):
     login.environment["SSH_AUTH_SOCK"] = agent.path
     assert "warning: the ssh-agent" not in login.works(NO_FILES)
     agent.program.wait_line("process_ext_session_bind: recorded")
+
+
+@pytest.mark.parametrize("certified", [False, True])
+@pytest.mark.parametrize(("kind", "name"), [("ed25519", "ssh-ed25519"),
+                                            ("ecdsa", "ecdsa-sha2-nistp256"),
+                                            ("rsa", "ssh-rsa")])  # fmt: skip
+def test_every_kind_of_key_in_the_agent(keys, agent, tmp_path, kind, name, certified):
+    need("sshd")
+    if name not in KEY_TYPES or (certified and not find_spec("gateway.ssh.certificates")):
+        pytest.skip(f"{kind} keys or certificates are not supported yet")
+
+    def keygen(*arguments):
+        subprocess.run(["ssh-keygen", "-q", *arguments], check=True, stdin=subprocess.DEVNULL)
+
+    key, authority, extra = tmp_path / "key", tmp_path / "authority", ""
+    keygen("-t", kind, "-N", "", "-f", key)
+    if certified:
+        keygen("-t", "ed25519", "-N", "", "-f", authority)
+        keygen("-s", authority, "-I", "test", "-n", USER, f"{key}.pub")
+        extra = f"TrustedUserCAKeys {authority}.pub"
+    else:
+        keys.authorized.write_text(Path(f"{key}.pub").read_text())
+    agent.add("-q", key)
+    with running_sshd(keys, extra) as sshd:
+        login = Login(tmp_path, sshd.port)
+        login.environment["SSH_AUTH_SOCK"] = agent.path
+        login.works(NO_FILES)
 
 
 def test_a_key_that_may_only_be_used_for_this_host(login, agent, keys, tmp_path):

@@ -650,6 +650,17 @@ def test_the_servers_signature_algorithms_decide(extensions, chosen):
     assert query.public_key_algorithm_name == chosen
 
 
+def test_a_certificate_is_chosen_by_the_signature_that_is_made_with_it():
+    key = Several()
+    key.signature_algorithms = tuple(
+        f"{name}-cert-v01@openssh.com" for name in Several.signature_algorithms
+    )
+    _auth, sent, _ = dialogue({"server-sig-algs": b"ssh-ed25519,rsa-sha2-256"}, [key])
+    request = messages.UserauthRequest.decode_untrusted(sent[-1])
+    query = messages.PublickeyQuery.decode_untrusted(request.method_specific)
+    assert query.public_key_algorithm_name == "rsa-sha2-256-cert-v01@openssh.com"
+
+
 @pytest.mark.parametrize(
     ("allowed", "key", "chosen"),
     [
