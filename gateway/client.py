@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ import trio
 
 from gateway import events
 from gateway.config.identities import Identities
+from gateway.config.questions import Questions, login_methods, why_not
 from gateway.config.ssh_config import FAMILIES
 from gateway.config.trust import HostKeyChecker
 from gateway.errors import (
@@ -33,6 +35,7 @@ from gateway.proxy.socks import SocksProxy
 from gateway.ssh.algorithms import Preferences
 from gateway.ssh.protocol import ClientSetup
 from gateway.ssh.transport import RekeyLimit
+from gateway.ssh.userauth import PUBLICKEY, LoginPreferences
 
 if TYPE_CHECKING:
     import socket
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.config.addresses import ListenAddress
     from gateway.config.ssh_config import HostConfig
     from gateway.config.trust import Person
+    from gateway.ssh.agent import SessionBinding
     from gateway.ssh.keys import PrivateKey, PublicKey
 
 log = logging.getLogger(__name__)
@@ -76,16 +80,28 @@ class ClientOptions:
 class _Dialogue:
     """Answers what a login asks: see `gateway.net.login.Dialogue`."""
 
-    def __init__(self, checker: HostKeyChecker, identities: Identities, person: Person) -> None:
+    def __init__(
+        self, checker: HostKeyChecker, identities: Identities, config: HostConfig, person: Person
+    ) -> None:
         self._checker = checker
         self._identities = identities
+        self._questions = Questions(config, person)
         self._person = person
 
     async def trust(self, key: PublicKey) -> None:
         await self._checker.check(key)
 
-    async def sign(self, identity: int, data: bytes) -> bytes | None:
-        return await self._identities.sign(identity, data, _in_thread)
+    async def identities(self, binding: SessionBinding) -> tuple[PublicKey, ...]:
+        return await self._identities.prepare(binding)
+
+    async def sign(self, identity: int, data: bytes, algorithm: str) -> bytes | None:
+        return await self._identities.sign(identity, data, algorithm, _in_thread)
+
+    async def password(self, attempt: int) -> str | None:
+        return await self._questions.password(attempt)
+
+    async def answers(self, wanted: events.AnswersWanted) -> tuple[str, ...] | None:
+        return await self._questions.answers(wanted)
 
     def banner(self, text: str) -> None:
         for line in text.splitlines()[:100]:
@@ -106,7 +122,7 @@ async def connect(
     config = options.config
     timeout_s = config.connect_timeout_s or CONNECT_TIMEOUT_S
     checker = HostKeyChecker(config, person)
-    identities = Identities(config, person)
+    identities = Identities(config, person, os.environ.get("SSH_AUTH_SOCK") or None)
     for problem in checker.problems:
         log.warning("%s", problem)
     _warn_of_problems(identities)
@@ -121,6 +137,7 @@ async def connect(
                 config.kex_algorithms, checker.host_key_algorithms(), config.ciphers, config.macs
             ),
             RekeyLimit(config.rekey_limit.bytes, config.rekey_limit.seconds),
+            LoginPreferences(login_methods(config), config.number_of_password_prompts),
         ),
         carrier,
         alive_interval_s=config.server_alive_interval_s,
@@ -131,8 +148,11 @@ async def connect(
         nursery.start_soon(client.run)
         try:
             spent_s = trio.current_time() - started_s
-            dialogue = _Dialogue(checker, identities, person)
-            login = await client.log_in(dialogue, timeout_s - spent_s)
+            dialogue = _Dialogue(checker, identities, config, person)
+            try:
+                login = await client.log_in(dialogue, timeout_s - spent_s)
+            finally:
+                await identities.aclose()
         except AuthenticationError as error:
             outcome = _explained(error, config, identities)
         except GatewayError as error:
@@ -193,18 +213,23 @@ def _explained(
     error: AuthenticationError, config: HostConfig, identities: Identities
 ) -> AuthenticationError:
     """Say what was tried and what could be."""
-    offered = len(identities.public_keys)
-    methods = ", ".join(printable(name, 64) for name in error.methods_that_can_continue)
-    tried = f"{offered} key{'s' if offered != 1 else ''} offered"
+    taken = error.methods_that_can_continue
+    tried = str(error)
     if identities.problems:
         tried += f" ({'; '.join(identities.problems)})"
-    remedy = "put your public key into its authorized_keys, or name another key with -i FILE"
-    if not offered:
-        remedy = "name your key with -i FILE, or make one with: ssh-keygen -t ed25519"
+    methods = [printable(name, 64) for name in taken]
+    for at, method in enumerate(taken):
+        if reason := why_not(config, method):
+            methods[at] += f" ({reason})"
+    remedy = "check the user name, and the password with the server's administrator"
+    if PUBLICKEY in taken:
+        remedy = "put your public key into its authorized_keys, or name another key with -i FILE"
+        if not identities.public_keys:
+            remedy = "name your key with -i FILE, or make one with: ssh-keygen -t ed25519"
     return AuthenticationError(
-        f"{config.user}@{_name(config)} refused the login: {error}; {tried}; "
-        f"the server takes: {methods or 'nothing'}: {remedy}",
-        error.methods_that_can_continue,
+        f"{config.user}@{_name(config)} refused the login: {tried}; "
+        f"the server takes: {', '.join(methods) or 'nothing'}: {remedy}",
+        taken,
     )
 
 

@@ -30,10 +30,14 @@ class VersionReceived(Event):
 
 @dataclass(frozen=True, slots=True)
 class HostKeyReceived(Event):
-    """Client, once: the server proved this key; answer with ``accept_host_key`` or close."""
+    """Client, once: the server proved this key; answer with ``accept_host_key`` or close.
+
+    ``signature`` is the proof, which an agent wants to see (session-bind@openssh.com).
+    """
 
     algorithm: str
     blob: bytes
+    signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,42 @@ class SignatureWanted(Event):
 
     identity: int
     data: bytes
+    algorithm: str
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordWanted(Event):
+    """Client: answer with ``provide_password`` or ``skip_method``; ``attempt`` counts from 1."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question of "keyboard-interactive"; ``echo``: the answer may be seen while typed."""
+
+    text: str
+    echo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersWanted(Event):
+    """Client: the server asks (RFC 4256 §3.2), perhaps nothing; it may only want to be shown.
+
+    Answer with ``provide_answers``, one for each prompt, or with ``skip_method``.
+    """
+
+    name: str
+    instruction: str
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartiallyAuthenticated(Event):
+    """Client: this method was accepted and the server wants another one as well."""
+
+    method: str
+    methods_that_can_continue: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +116,10 @@ class Authenticated(Event):
 
 @dataclass(frozen=True, slots=True)
 class AuthenticationRefused(Event):
-    """Client: nothing is left to try. Server: one attempt failed."""
+    """Client: nothing is left to try. Server: one attempt failed.
+
+    For a client, ``method`` is all that were tried and ``reason`` says how each one ended.
+    """
 
     user_name: str
     method: str

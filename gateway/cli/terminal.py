@@ -9,23 +9,26 @@ import logging
 import os
 import resource
 import signal
+import subprocess
 import sys
 import termios
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 import trio
 
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from typing import TypeVar
 
     T = TypeVar("T")
 
 EXIT_FAILURE: Final = 255  # as ssh(1): our own errors, told apart from a command's status
 TERMINAL: Final = Path("/dev/tty")
+DEFAULT_ASKPASS: Final = "ssh-askpass"
+MAXIMUM_ANSWER_LENGTH: Final = 1024  # bytes from SSH_ASKPASS, as OpenSSH's readpass.c
 
 
 def say(text: str) -> None:
@@ -54,12 +57,86 @@ class Person:
 
     async def ask(self, question: str) -> str | None:
         """Return a line that was typed, or None if there is no terminal."""
+        if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
+            return await askpass.ask(question)
         return await _with_terminal(lambda: _ask(question))
 
     async def ask_secret(self, prompt: str) -> str | None:
         """Return a line that was typed unseen, or None if there is no terminal."""
+        if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
+            return await askpass.ask(prompt)
         with _settings_restored():
             return await _with_terminal(lambda: _ask_secret(prompt))
+
+
+class Askpass:
+    """A program that asks instead of the terminal (ssh(1), SSH_ASKPASS; OpenSSH's readpass.c)."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+
+    @classmethod
+    def wanted(
+        cls, environment: Mapping[str, str], has_terminal: Callable[[], bool]
+    ) -> Self | None:
+        """Return the program if it is to be used, as SSH_ASKPASS_REQUIRE says.
+
+        Without that: if there is no terminal, but a display where it can show its window.
+        """
+        allowed = any(environment.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+        first = False
+        match environment.get("SSH_ASKPASS_REQUIRE", "").lower():
+            case "force":
+                allowed = first = True
+            case "prefer":
+                first = allowed
+            case "never":
+                allowed = False
+        if not allowed or (not first and has_terminal()):
+            return None
+        return cls(environment.get("SSH_ASKPASS") or DEFAULT_ASKPASS)
+
+    async def ask(self, prompt: str) -> str | None:
+        """Return the first line that the program writes; None if it fails, or is not there."""
+        try:
+            process = await trio.lowlevel.open_process(
+                [self._program, prompt], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
+        except (OSError, ValueError) as error:
+            say(f"warning: {self._program} (SSH_ASKPASS) cannot be run: {error}")
+            return None
+        try:
+            answer = await _read_answer(process)
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+        return None if status or answer is None else answer
+
+
+async def _read_answer(process: trio.Process) -> str | None:
+    """Read up to the end, or to the most that is taken; then the program may not say more."""
+    output = bytearray()
+    if process.stdout is None:
+        return None
+    async with process.stdout as stream:
+        while len(output) <= MAXIMUM_ANSWER_LENGTH:
+            data = await stream.receive_some(MAXIMUM_ANSWER_LENGTH)
+            if not data:
+                break
+            output += data
+    line = bytes(output).split(b"\n", 1)[0].split(b"\r", 1)[0]
+    return line.decode("utf-8", "surrogateescape") if len(line) <= MAXIMUM_ANSWER_LENGTH else None
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,80 +1,153 @@
-"""The user's key files: public halves now, private halves when a server wants them."""
+"""The user's keys, from files and from an agent: public halves now, signatures when one is wanted.
+
+An identity file may also be a public key, or only have one beside it (FILE.pub): then the agent
+signs, and the file says which of its keys to offer.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
 import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConfigError
-from gateway.ssh.certificates import Certificate, parse_public_key_file_untrusted
+from gateway.net.agent import Agent, AgentError
 from gateway.ssh.keyfiles import (
     PrivateKeyFile,
     WrongPassphrase,
     parse_private_key_file_untrusted,
 )
+from gateway.ssh.keys import PublicKeyError, parse_public_key_untrusted, read_key_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from gateway.config.ssh_config import HostConfig
     from gateway.config.trust import Person
+    from gateway.ssh.agent import AgentIdentity, SessionBinding
     from gateway.ssh.keys import PrivateKey, PublicKey
 
 KEY_FILE_LIMIT: Final = 1024 * 1024  # bytes
+PUBLIC_KEY_LIMIT: Final = 32 * 1024
+_HALF: Final = "it is a public key, and the agent does not hold the other half"
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """A key, and who can sign with it: the agent, a file, or the one after the other."""
+
+    key: PublicKey
+    file: PrivateKeyFile | None = None
+    in_agent: bool = False
+    problem: str = ""
+    """Why the private half in a file cannot be used, should the agent not hold it."""
 
 
 class Identities:
-    """The keys to offer, in order, and why others are not among them."""
+    """The keys to offer, in order, and why others are not among them.
 
-    def __init__(self, config: HostConfig, person: Person) -> None:
+    ``agent_socket`` is the path of the agent's socket, None for no agent. The agent is asked in
+    `prepare`, when the host is known; `aclose` lets go of it.
+    """
+
+    def __init__(self, config: HostConfig, person: Person, agent_socket: str | None = None) -> None:
         self._person = person
         self._batch_mode = config.batch_mode
         self._attempts = config.number_of_password_prompts
-        self._files: list[PrivateKeyFile] = []
-        self._keys: dict[int, PrivateKey] = {}
+        self._identities_only = config.identities_only
+        self._agent_socket = agent_socket if config.pubkey_authentication else None
+        self._agent: Agent | None = None
+        self._private_keys: dict[bytes, PrivateKey] = {}
         self.problems: list[str] = []
+        self._files: list[_Identity] = []
         for path in config.identity_files if config.pubkey_authentication else ():
             try:
-                found = _with_public_key(load_private_key_file(path), path)
+                found = _load(path)
             except FileNotFoundError:
                 if not config.identity_files_are_default:
                     self.problems.append(f"{path}: there is no such file")
             except ConfigError as error:
                 self.problems.append(str(error))
             else:
-                if found.public_key is None:
-                    self.problems.append(
-                        f"{path}: the encrypted key does not show its public key: "
-                        f"`ssh-keygen -y -f {shlex.quote(str(path))}` prints it, for {path}.pub"
-                    )
-                elif found.public_key not in self.public_keys:
+                if found.problem and agent_socket is None:
+                    self.problems.append(found.problem)
+                if all(found.key != other.key for other in self._files):
                     self._files.append(found)
+        self._offered = [identity for identity in self._files if identity.file is not None]
 
     @property
     def public_keys(self) -> tuple[PublicKey, ...]:
-        """What may be offered to a server."""
-        return tuple(file.public_key for file in self._files if file.public_key is not None)
+        """What may be offered to a server; after `prepare` the agent's keys are among it."""
+        return tuple(identity.key for identity in self._offered)
+
+    async def prepare(self, binding: SessionBinding) -> tuple[PublicKey, ...]:
+        """Ask the agent for its keys, for use with this host; return all keys in their order.
+
+        As ssh(1): keys of files that the agent holds, other keys of the agent, other files.
+        """
+        held = await self._ask_agent(binding)
+        files = {identity.key.blob: identity for identity in self._files}
+        in_both, in_agent = [], []
+        for found in held:
+            identity = files.pop(found.key.blob, None)
+            if identity is not None:
+                in_both.append(replace(identity, in_agent=True))
+            elif not self._identities_only:
+                in_agent.append(_Identity(found.key, in_agent=True))
+        if self._agent_socket is not None:
+            self.problems += [identity.problem for identity in files.values() if identity.problem]
+        in_files = [identity for identity in files.values() if identity.file is not None]
+        self._offered = in_both + in_agent + in_files
+        return self.public_keys
+
+    async def _ask_agent(self, binding: SessionBinding) -> tuple[AgentIdentity, ...]:
+        if self._agent_socket is None:
+            return ()
+        try:
+            self._agent = await Agent.connect(self._agent_socket)
+            await self._agent.bind_session(binding)
+            return await self._agent.identities()
+        except AgentError as error:
+            self._person.say(f"warning: {error}")
+            await self.aclose()
+            return ()
+
+    async def aclose(self) -> None:
+        """Let go of the agent."""
+        if self._agent is not None:
+            agent, self._agent = self._agent, None
+            await agent.aclose()
 
     async def sign(
         self,
         identity: int,
         data: bytes,
+        algorithm: str,
         in_thread: Callable[[Callable[[], PrivateKey]], Awaitable[PrivateKey]],
     ) -> bytes | None:
-        """Sign with the identity of this number; None if its passphrase did not come.
+        """Sign with the identity of this number; None if that is not possible.
 
         ``in_thread`` runs what takes long: deriving a key from a passphrase.
         """
-        key = self._keys.get(identity)
+        chosen = self._offered[identity]
+        if chosen.in_agent and self._agent is not None:
+            try:
+                return await self._agent.sign(chosen.key, data, algorithm)
+            except AgentError as error:
+                self._person.say(f"warning: {error}")
+                self.problems.append(str(error))
+        if chosen.file is None:
+            return None
+        key = self._private_keys.get(chosen.key.blob)
         if key is None:
-            key = await self._unlock(self._files[identity], in_thread)
+            key = await self._unlock(chosen.file, in_thread)
             if key is None:
                 return None
-            self._keys[identity] = key
-        return key.sign(data, key.public.signature_algorithms[0])
+            self._private_keys[chosen.key.blob] = key
+        return key.sign(data, algorithm)
 
     async def _unlock(
         self,
@@ -89,7 +162,8 @@ class Identities:
                 passphrase = None if self._batch_mode else await self._person.ask_secret(prompt)
                 if passphrase is None:
                     self.problems.append(
-                        f"{file.where}: the key needs its passphrase and there is no terminal"
+                        f"{file.where}: the key needs its passphrase and there is no terminal, "
+                        "or nothing was answered"
                     )
                     return None
                 if not passphrase:
@@ -115,18 +189,44 @@ class _Decryption:
         return self._file.decrypt(self._passphrase)
 
 
-def _with_public_key(file: PrivateKeyFile, path: Path) -> PrivateKeyFile:
-    """Take the public key from FILE.pub where the private key's file does not show it."""
-    if file.public_key is not None:
-        return file
-    public = path.with_name(path.name + ".pub")
+def _load(path: Path) -> _Identity:
+    """Read an identity file, or the public key beside it.
+
+    Raises `FileNotFoundError` if there is neither, and `ConfigError` for everything else.
+    """
+    if key := load_public_key_file(path):
+        return _Identity(key, problem=f"{path}: {_HALF}")
+    problem: FileNotFoundError | ConfigError
     try:
-        with public.open("rb") as stream:
-            text = stream.read(KEY_FILE_LIMIT)
-    except OSError:
-        return file
-    key = parse_public_key_file_untrusted(text, str(public))
-    return file.with_public_key(key.key if isinstance(key, Certificate) else key)
+        file = load_private_key_file(path)
+    except (FileNotFoundError, ConfigError) as error:
+        problem = error
+    else:
+        if file.public_key is not None:
+            return _Identity(file.public_key, file)
+        problem = ConfigError(
+            "the encrypted key does not show its public key",
+            where=str(path),
+            remedy=f"`ssh-keygen -y -f {shlex.quote(str(path))}` prints it, for {path}.pub",
+        )
+        if key := load_public_key_file(Path(f"{path}.pub")):
+            return _Identity(key, file.with_public_key(key))
+    key = load_public_key_file(Path(f"{path}.pub"))
+    if key is None:
+        raise problem
+    missing = isinstance(problem, FileNotFoundError)
+    return _Identity(key, problem=f"{path}: {_HALF}" if missing else str(problem))
+
+
+def load_public_key_file(path: Path) -> PublicKey | None:
+    """Read a file that holds a public key; None if it is something else, or not there."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(PUBLIC_KEY_LIMIT).decode()
+        _, blob, _ = read_key_text(content.strip())
+        return parse_public_key_untrusted(blob)
+    except (OSError, ValueError, PublicKeyError):
+        return None
 
 
 def load_private_key_file(path: Path) -> PrivateKeyFile:

@@ -11,6 +11,7 @@ import trio
 from gateway import events
 from gateway.errors import AuthenticationError, ConnectionLost, RemoteProtocolError, printable
 from gateway.net.link import Link
+from gateway.ssh.agent import SessionBinding
 from gateway.ssh.algorithms import POST_QUANTUM_KEX
 from gateway.ssh.certificates import parse_key_or_certificate_untrusted
 from gateway.ssh.protocol import Protocol as SSHProtocol
@@ -18,6 +19,8 @@ from gateway.ssh.transport import Phase
 from gateway.ssh.userauth import ClientAuth
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.net.carrier import Carrier
     from gateway.ssh.keys import PublicKey
     from gateway.ssh.protocol import ClientSetup
@@ -45,8 +48,17 @@ class Dialogue(Protocol):
     async def trust(self, key: PublicKey) -> None:
         """Return if the server's key is trusted; raise `HostKeyError` otherwise."""
 
-    async def sign(self, identity: int, data: bytes) -> bytes | None:
-        """Sign with an identity of the setup, or say None to go on with the next one."""
+    async def identities(self, binding: SessionBinding) -> Sequence[PublicKey]:
+        """Return the keys to offer to the server whose key was trusted."""
+
+    async def sign(self, identity: int, data: bytes, algorithm: str) -> bytes | None:
+        """Sign with one of the identities, or say None to go on with the next one."""
+
+    async def password(self, attempt: int) -> str | None:
+        """Return the password, or None to give up this method."""
+
+    async def answers(self, wanted: events.AnswersWanted) -> Sequence[str] | None:
+        """Return an answer for each prompt, or None to give up this method."""
 
     def banner(self, text: str) -> None:
         """Show the server's banner, whose text is the peer's."""
@@ -128,33 +140,59 @@ class ClientLink:
             event = await self._next_event(remaining_s, timeout_s)
             remaining_s -= trio.current_time() - asked_s
             match event:
-                case events.HostKeyReceived(_, blob):
-                    await dialogue.trust(parse_key_or_certificate_untrusted(blob))
-                    self._check_alive()
-                    self.link.protocol.accept_host_key()
-                case events.SignatureWanted(identity, data):
-                    signature = await dialogue.sign(identity, data)
-                    self._check_alive()
-                    self._answer(signature)
+                case events.HostKeyReceived():
+                    await self._trust(event, dialogue)
                 case events.BannerReceived(message):
                     dialogue.banner(message)
+                case events.PartiallyAuthenticated(method, methods):
+                    log.info("%s accepted; the server asks for more: %s", method, _names(methods))
                 case events.AuthenticationRefused(_, _, reason, methods):
                     raise AuthenticationError(reason, methods)
                 case events.Authenticated():
                     self._from_link.close()
                     self.link.start_keepalive()
                     return event
+                case _:
+                    await self._answer(event, dialogue)
             self.link.dispatch()  # to skip the last identity ends the login here
             self.link.flush()
 
-    def _answer(self, signature: bytes | None) -> None:
+    async def _trust(self, event: events.HostKeyReceived, dialogue: Dialogue) -> None:
+        """Look at the host key first: before that nothing is asked or told that concerns a user."""
+        await dialogue.trust(parse_key_or_certificate_untrusted(event.blob))
+        session_id = self.link.protocol.transport.session_id
+        binding = SessionBinding(event.blob, session_id, event.signature)
+        identities = await dialogue.identities(binding)
+        self._check_alive()
+        self.link.protocol.accept_host_key(identities)
+
+    async def _answer(self, event: events.Event, dialogue: Dialogue) -> None:
+        """Pass on what the server wants to know. The link may end while we wait for a person."""
         auth = self.link.protocol.auth
         if not isinstance(auth, ClientAuth):
             raise TypeError("a client's link with a server's login")
-        if signature is None:
-            auth.skip_identity()
-        else:
-            auth.provide_signature(signature)
+        match event:
+            case events.SignatureWanted(identity, data, algorithm):
+                signature = await dialogue.sign(identity, data, algorithm)
+                self._check_alive()
+                if signature is None:
+                    auth.skip_identity()
+                else:
+                    auth.provide_signature(signature)
+            case events.PasswordWanted(attempt):
+                password = await dialogue.password(attempt)
+                self._check_alive()
+                if password is None:
+                    auth.skip_method()
+                else:
+                    auth.provide_password(password)
+            case events.AnswersWanted():
+                answers = await dialogue.answers(event)
+                self._check_alive()
+                if answers is None:
+                    auth.skip_method()
+                else:
+                    auth.provide_answers(answers)
 
     def _check_alive(self) -> None:
         if self.link.failure is not None:
@@ -176,3 +214,7 @@ class ClientLink:
             f"{self.link.carrier.name} did not answer within {timeout_s:.0f} s: "
             f"{_WAITING_FOR.get(phase, 'it hangs')}"
         )
+
+
+def _names(methods: tuple[str, ...]) -> str:
+    return ", ".join(printable(name, 64) for name in methods) or "nothing"

@@ -10,15 +10,15 @@ Channel data does not pass through here: `gateway.ssh.packets` writes and reads 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_args, get_type_hints
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, get_args, get_type_hints
 
 from gateway.errors import RemoteProtocolError
 from gateway.ssh import wire
 from gateway.ssh.numbers import Msg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class UserauthRequest(Message):  # noqa: D101 - RFC 4252 §5
     user_name: Text
     service_name: Text
     method_name: Text
-    method_specific: Rest = b""
+    method_specific: Rest = field(default=b"", repr=False)  # a password may stand in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +242,43 @@ class PublickeyRequest(Record):
     public_key_algorithm_name: Text
     public_key_blob: String
     signature: String
+
+
+@dataclass(frozen=True, slots=True)
+class HostboundQuery(Record):
+    """As `PublickeyQuery`, of "publickey-hostbound-v00@openssh.com" (OpenSSH PROTOCOL §3.1)."""
+
+    has_signature: Boolean
+    public_key_algorithm_name: Text
+    public_key_blob: String
+    server_host_key: String
+
+
+@dataclass(frozen=True, slots=True)
+class HostboundRequest(Record):
+    """As `PublickeyRequest`, of "publickey-hostbound-v00@openssh.com"."""
+
+    has_signature: Boolean
+    public_key_algorithm_name: Text
+    public_key_blob: String
+    server_host_key: String
+    signature: String
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordRequest(Record):
+    """The method-specific fields of "password" (RFC 4252 §8)."""
+
+    is_change: Boolean
+    password: Text = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class InteractiveRequest(Record):
+    """The method-specific fields of "keyboard-interactive" (RFC 4256 §3.1)."""
+
+    language_tag: Text = ""
+    submethods: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +305,34 @@ class UserauthPkOk(Message):  # noqa: D101 - RFC 4252 §7
     number = Msg.USERAUTH_PK_OK
     public_key_algorithm_name: Text
     public_key_blob: String
+
+
+@dataclass(frozen=True, slots=True)
+class UserauthPasswdChangereq(Message):  # noqa: D101 - RFC 4252 §8
+    number = Msg.USERAUTH_PASSWD_CHANGEREQ
+    prompt: LooseText
+    language_tag: LooseText = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UserauthInfoRequest(Message):
+    """RFC 4256 §3.2; the prompts are parsed by `prompts_untrusted`."""
+
+    number = Msg.USERAUTH_INFO_REQUEST
+    name: LooseText
+    instruction: LooseText
+    language_tag: LooseText
+    num_prompts: UInt32
+    prompts: Rest = b""
+
+
+@dataclass(frozen=True, slots=True)
+class UserauthInfoResponse(Message):
+    """RFC 4256 §3.4; the responses are made by `info_response`."""
+
+    number = Msg.USERAUTH_INFO_RESPONSE
+    num_responses: UInt32
+    responses: Rest = field(repr=False)
 
 
 # ---- connection: RFC 4254 ------------------------------------------------------------------------
@@ -417,3 +482,30 @@ def ext_info(extensions: dict[str, bytes]) -> ExtInfo:
         len(extensions),
         b"".join([wire.text(name) + wire.string(value) for name, value in extensions.items()]),
     )
+
+
+MAXIMUM_PROMPTS: Final = 100  # of one INFO_REQUEST; as many answers as OpenSSH's server takes
+
+
+def prompts_untrusted(message: UserauthInfoRequest) -> list[tuple[str, bool]]:
+    """Return the prompts, each with its echo flag; the count is checked before it is used."""
+    room = len(message.prompts)
+    if message.num_prompts > min(room // 5, MAXIMUM_PROMPTS):
+        raise RemoteProtocolError(
+            f"INFO_REQUEST announces {message.num_prompts} prompts in {room} bytes"
+        )
+    reader = wire.Reader(message.prompts)
+    prompts = [(reader.loose_text(), reader.boolean()) for _ in range(message.num_prompts)]
+    reader.end()
+    return prompts
+
+
+def info_request(name: str, instruction: str, prompts: list[tuple[str, bool]]) -> Message:
+    """Build INFO_REQUEST."""
+    fields = [wire.text(prompt) + wire.boolean(echo) for prompt, echo in prompts]
+    return UserauthInfoRequest(name, instruction, "", len(prompts), b"".join(fields))
+
+
+def info_response(answers: Sequence[str]) -> UserauthInfoResponse:
+    """Build INFO_RESPONSE."""
+    return UserauthInfoResponse(len(answers), b"".join(map(wire.text, answers)))

@@ -11,7 +11,7 @@ The owner (`gateway.net.link`, or a test) does three things, in a loop:
     view = protocol.outbound.data_to_send()  # 3. write it; then outbound.data_sent(n)
 
 ``received`` opens every whole packet, looks its number up in the phase table, the only gate, and
-routes it by range: 1-49 to the transport, 5, 6 and 50-60 to the authentication, the rest to the
+routes it by range: 1-49 to the transport, 5, 6 and 50-61 to the authentication, the rest to the
 connection. CHANNEL_DATA is tested for first and goes to its channel's sink at once; nothing is
 queued for it.
 
@@ -31,10 +31,10 @@ from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.connection import Connection
 from gateway.ssh.numbers import Disconnect, Msg
 from gateway.ssh.transport import ALLOWED, Phase, RekeyLimit, Role, Transport
-from gateway.ssh.userauth import ClientAuth, ServerAuth
+from gateway.ssh.userauth import ClientAuth, LoginPreferences, ServerAuth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gateway import events
     from gateway.ssh.keys import PrivateKey, PublicKey
@@ -50,6 +50,7 @@ class ClientSetup:
     identities: tuple[PublicKey, ...] = ()
     preferences: Preferences = field(default_factory=Preferences)
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
+    login: LoginPreferences = field(default_factory=LoginPreferences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,12 @@ class Protocol:
         self.auth: ClientAuth | ServerAuth
         if isinstance(setup, ClientSetup):
             self.auth = ClientAuth(
-                setup.user_name, setup.identities, send=self.outbound.append, emit=emit
+                setup.user_name,
+                setup.identities,
+                setup.login,
+                extensions=self.transport.peer_extensions,
+                send=self.outbound.append,
+                emit=emit,
             )
         else:
             self.auth = ServerAuth(setup.authorize, send=self.outbound.append, emit=emit)
@@ -171,7 +177,7 @@ class Protocol:
         elif number == Msg.SERVICE_REQUEST:
             auth.receive_service_request(payload)
             transport.phase = Phase.AUTH
-        elif auth.receive(payload, transport.session_id):
+        elif auth.receive(payload, transport.session_id, transport.host_key_blob):
             transport.phase = Phase.CONNECTION
 
     def _how_it_ended(self) -> str:
@@ -201,12 +207,15 @@ class Protocol:
         """Whether more input is welcome: not while replies pile up that the peer does not read."""
         return not self.outbound.is_congested
 
-    def accept_host_key(self) -> None:
-        """Client: answer `HostKeyReceived`; the login goes on."""
+    def accept_host_key(self, identities: Sequence[PublicKey] | None = None) -> None:
+        """Client: answer `HostKeyReceived`; the login goes on, with these keys if they are given.
+
+        An agent may only tell its keys once it knows the host.
+        """
         if not isinstance(self.auth, ClientAuth):
             raise LocalProtocolError("only a client looks at host keys")
         self.transport.send_newkeys()
-        self.auth.start(self.transport.session_id)
+        self.auth.start(self.transport.session_id, self.transport.host_key_blob, identities)
 
     def tick(self, now_s: float) -> None:
         """Let time pass: call about once a second while anything may time out."""

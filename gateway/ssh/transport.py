@@ -324,6 +324,7 @@ class Transport:
         """Server: sign our value; our NEWKEYS follows at once."""
         server_value, hashed, k = method.respond_untrusted(payload)
         host_key = self._host_keys[chosen.host_key]
+        self.host_key_blob = self.host_key_blob or host_key.public.blob
         exchange_hash = self._hash(method, host_key.public.blob, hashed, k)
         signature = host_key.sign(exchange_hash, chosen.host_key)
         self.outbound.append_transport(
@@ -355,7 +356,7 @@ class Transport:
             self.send_newkeys()
         else:
             self.host_key_blob = blob
-            self._emit(events.HostKeyReceived(host_key.algorithm, blob))
+            self._emit(events.HostKeyReceived(host_key.algorithm, blob, reply.signature))
 
     def _hash(self, method: kex.Method, host_key: bytes, hashed: bytes, k: bytes) -> bytes:
         local = self._local_kexinit or b""
@@ -388,6 +389,7 @@ class Transport:
         if not client and not self._kex_count:
             extensions = {
                 "server-sig-algs": ",".join(algorithms.PLAIN_KEY_ALGORITHMS).encode(),
+                "publickey-hostbound@openssh.com": b"0",
                 "ping@openssh.com": b"0",
             }
             self.outbound.append_transport(messages.ext_info(extensions).encode())

@@ -271,9 +271,13 @@ async def test_the_users_time_is_not_the_servers(autojump_clock):
         async def trust(self, key):
             await trio.sleep(1000)
 
-        async def sign(self, identity, data):
+        async def identities(self, binding):
             await trio.sleep(1000)
-            return await super().sign(identity, data)
+            return await super().identities(binding)
+
+        async def sign(self, identity, data, algorithm):
+            await trio.sleep(1000)
+            return await super().sign(identity, data, algorithm)
 
     links = make_links()
     async with linked(links, log_in=False):

@@ -187,8 +187,9 @@ def test_no_right_key_ends_in_one_refusal(keys):
     pair.pump()
     assert of_type(pair.client_events, events.Authenticated) == []
     assert of_type(pair.client_events, events.SignatureWanted) == []
+    offered = {0: "no keys", 1: "1 key", 2: "2 keys"}[len(keys)]
     assert pair.client_events[-1] == events.AuthenticationRefused(
-        "alice", "publickey", "none of the keys was accepted", ("publickey",)
+        "alice", "publickey", f"publickey: {offered} offered", ("publickey",)
     )
     assert pair.server.transport.phase is Phase.AUTH
     assert len(of_type(pair.server_events, events.AuthenticationRefused)) == 1 + len(keys)
@@ -213,8 +214,8 @@ def test_a_server_that_takes_no_keys():
     *_, last = iter(client.next_event, None)
     assert last == events.AuthenticationRefused(
         "alice",
-        "publickey",
-        "the server takes no public keys",
+        "none",
+        "the server takes no method that may be used",
         ("password", "keyboard-interactive"),
     )
 
@@ -462,7 +463,7 @@ def test_partial_success_goes_on():
     inject(client, messages.UserauthFailure(("password",), True))
     *_, last = iter(client.next_event, None)
     assert last == events.AuthenticationRefused(
-        "alice", "publickey", "the server takes no public keys", ("password",)
+        "alice", "publickey", "publickey: accepted, but more is asked for", ("password",)
     )
 
 
@@ -476,6 +477,7 @@ def test_our_server_tells_its_algorithms():
     pair.pump()
     assert pair.client.transport.peer_extensions == {
         "server-sig-algs": ",".join(PLAIN_KEY_ALGORITHMS).encode(),
+        "publickey-hostbound@openssh.com": b"0",
         "ping@openssh.com": b"0",
     }
 

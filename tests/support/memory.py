@@ -21,6 +21,7 @@ from .pair import HOST_KEY, USER_KEY
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from gateway.ssh.agent import SessionBinding
     from gateway.ssh.keys import PublicKey
 
 CAPACITY = 64 * 1024
@@ -142,9 +143,21 @@ class TestDialogue:
     async def trust(self, key: PublicKey) -> None:
         """See `gateway.net.login.Dialogue`."""
 
-    async def sign(self, _identity: int, data: bytes) -> bytes | None:
+    async def identities(self, _binding: SessionBinding) -> tuple[PublicKey, ...]:
         """See `gateway.net.login.Dialogue`."""
-        return USER_KEY.sign(data, USER_KEY.public.algorithm)
+        return (USER_KEY.public,)
+
+    async def sign(self, _identity: int, data: bytes, algorithm: str) -> bytes | None:
+        """See `gateway.net.login.Dialogue`."""
+        return USER_KEY.sign(data, algorithm)
+
+    async def password(self, _attempt: int) -> str | None:
+        """See `gateway.net.login.Dialogue`."""
+        return None
+
+    async def answers(self, _wanted: events.AnswersWanted) -> tuple[str, ...] | None:
+        """See `gateway.net.login.Dialogue`."""
+        return None
 
     def banner(self, text: str) -> None:
         """See `gateway.net.login.Dialogue`."""

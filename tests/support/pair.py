@@ -202,7 +202,7 @@ class Pair:
         auth = self.client.auth
         assert isinstance(auth, ClientAuth)
         key = (self.user_keys or (self.user_key,) * (event.identity + 1))[event.identity]
-        auth.provide_signature(key.sign(event.data, key.public.signature_algorithms[0]))
+        auth.provide_signature(key.sign(event.data, event.algorithm))
 
     def open_channel(self) -> tuple[Channel, Channel]:
         """Open a channel from the client; return the client's and the server's end."""
