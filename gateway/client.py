@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from gateway import events
+from gateway.config.fields import PubkeyMode
 from gateway.config.identities import Identities
 from gateway.config.questions import Questions, login_methods, why_not
 from gateway.config.ssh_config import FAMILIES
@@ -122,7 +122,8 @@ async def connect(
     config = options.config
     timeout_s = config.connect_timeout_s or CONNECT_TIMEOUT_S
     checker = HostKeyChecker(config, person)
-    identities = Identities(config, person, os.environ.get("SSH_AUTH_SOCK") or None)
+    agent_socket = None if config.identity_agent is None else str(config.identity_agent)
+    identities = Identities(config, person, agent_socket)
     for problem in checker.problems:
         log.warning("%s", problem)
     _warn_of_problems(identities)
@@ -137,11 +138,17 @@ async def connect(
                 config.kex_algorithms, checker.host_key_algorithms(), config.ciphers, config.macs
             ),
             RekeyLimit(config.rekey_limit.bytes, config.rekey_limit.seconds),
-            LoginPreferences(login_methods(config), config.number_of_password_prompts),
+            LoginPreferences(
+                login_methods(config),
+                config.number_of_password_prompts,
+                config.pubkey_accepted_algorithms,
+                config.pubkey_mode is not PubkeyMode.UNBOUND,
+            ),
         ),
         carrier,
         alive_interval_s=config.server_alive_interval_s,
         alive_count_max=config.server_alive_count_max,
+        warns_of_weak_crypto=config.warn_weak_crypto,
     )
     outcome: int | GatewayError
     async with trio.open_nursery() as nursery:

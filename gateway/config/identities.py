@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConfigError
 from gateway.net.agent import Agent, AgentError
+from gateway.ssh.certificates import Certificate, parse_public_key_file_untrusted
 from gateway.ssh.keyfiles import (
     PrivateKeyFile,
     WrongPassphrase,
     parse_private_key_file_untrusted,
 )
-from gateway.ssh.keys import PublicKeyError, parse_public_key_untrusted, read_key_text
+from gateway.ssh.keys import (
+    PublicKeyError,
+    parse_public_key_untrusted,
+    plain_name,
+    read_key_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -76,7 +82,24 @@ class Identities:
                     self.problems.append(found.problem)
                 if all(found.key != other.key for other in self._files):
                     self._files.append(found)
+        self._certificates = self._load_certificates(config)
         self._offered = [identity for identity in self._files if identity.file is not None]
+
+    def _load_certificates(self, config: HostConfig) -> list[Certificate]:
+        """Read CertificateFile, and FILE-cert.pub beside each identity file (ssh(1), -i)."""
+        found = []
+        beside = [Path(f"{path}-cert.pub") for path in config.identity_files]
+        for path in (*config.certificate_files, *beside):
+            try:
+                certificate = _load_certificate(path)
+            except FileNotFoundError:
+                continue
+            except ConfigError as error:
+                self.problems.append(str(error))
+            else:
+                if certificate not in found:
+                    found.append(certificate)
+        return found
 
     @property
     def public_keys(self) -> tuple[PublicKey, ...]:
@@ -100,7 +123,16 @@ class Identities:
         if self._agent_socket is not None:
             self.problems += [identity.problem for identity in files.values() if identity.problem]
         in_files = [identity for identity in files.values() if identity.file is not None]
-        self._offered = in_both + in_agent + in_files
+        plain = in_both + in_agent + in_files
+        self._offered = []
+        for identity in plain:
+            self._offered += [
+                replace(identity, key=certificate)
+                for certificate in self._certificates
+                if certificate.key == identity.key
+                and all(certificate != other.key for other in plain)
+            ]
+            self._offered.append(identity)
         return self.public_keys
 
     async def _ask_agent(self, binding: SessionBinding) -> tuple[AgentIdentity, ...]:
@@ -135,19 +167,28 @@ class Identities:
         chosen = self._offered[identity]
         if chosen.in_agent and self._agent is not None:
             try:
-                return await self._agent.sign(chosen.key, data, algorithm)
+                return await self._sign_by_agent(self._agent, chosen, data, algorithm)
             except AgentError as error:
                 self._person.say(f"warning: {error}")
                 self.problems.append(str(error))
         if chosen.file is None:
             return None
-        key = self._private_keys.get(chosen.key.blob)
+        blob = _plain(chosen.key).blob
+        key = self._private_keys.get(blob)
         if key is None:
             key = await self._unlock(chosen.file, in_thread)
             if key is None:
                 return None
-            self._private_keys[chosen.key.blob] = key
-        return key.sign(data, algorithm)
+            self._private_keys[blob] = key
+        return key.sign(data, plain_name(algorithm))
+
+    async def _sign_by_agent(
+        self, agent: Agent, chosen: _Identity, data: bytes, algorithm: str
+    ) -> bytes:
+        """A certificate from a file is signed for with the key, which is what the agent has."""
+        if chosen.key in self._certificates:
+            return await agent.sign(_plain(chosen.key), data, plain_name(algorithm))
+        return await agent.sign(chosen.key, data, algorithm)
 
     async def _unlock(
         self,
@@ -216,6 +257,31 @@ def _load(path: Path) -> _Identity:
         raise problem
     missing = isinstance(problem, FileNotFoundError)
     return _Identity(key, problem=f"{path}: {_HALF}" if missing else str(problem))
+
+
+def _plain(key: PublicKey) -> PublicKey:
+    return key.key if isinstance(key, Certificate) else key
+
+
+def _load_certificate(path: Path) -> Certificate:
+    """Read a user certificate. Raises `FileNotFoundError`, or `ConfigError`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(PUBLIC_KEY_LIMIT)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"the certificate cannot be read: {error.strerror}", where=str(path)
+        ) from error
+    key = parse_public_key_file_untrusted(content, str(path))
+    if not isinstance(key, Certificate):
+        raise ConfigError(
+            "this is a key, not a certificate",
+            where=str(path),
+            remedy="name it with -i, and what ssh-keygen -s made with CertificateFile",
+        )
+    return key
 
 
 def load_public_key_file(path: Path) -> PublicKey | None:

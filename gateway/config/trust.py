@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.config.ssh_config import StrictHostKeyChecking
-from gateway.errors import ConfigError, HostKeyError
+from gateway.errors import ConfigError, HostKeyError, RemoteProtocolError
 from gateway.ssh.certificates import Certificate
+from gateway.ssh.keys import numbered_lines, read_key_text, rsa_bits
 from gateway.ssh.known_hosts import KnownHosts, Status, Verdict, format_line, host_name
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from gateway.config.ssh_config import HostConfig
     from gateway.ssh.keys import PublicKey
+
+DEFAULT_PORT: Final = 22  # a HostKeyAlias stands in known_hosts without a port
+KRL_MAGIC: Final = b"SSHKRL"  # OpenSSH PROTOCOL.krl
 
 
 class Person(Protocol):
@@ -37,6 +41,11 @@ class HostKeyChecker:
     def __init__(self, config: HostConfig, person: Person) -> None:
         self._config = config
         self._person = person
+        self._host = config.host_key_alias or config.host_name
+        self._port = DEFAULT_PORT if config.host_key_alias else config.port
+        self._revoked_blobs = {
+            blob: path for path in config.revoked_host_keys for blob in _read_revoked(path)
+        }
         files = (*config.known_hosts_files, *config.global_known_hosts_files)
         self._known = KnownHosts.parse(
             [(str(path), text) for path in files if (text := _read(path)) is not None]
@@ -50,7 +59,7 @@ class HostKeyChecker:
     def host_key_algorithms(self) -> tuple[str, ...]:
         """Return the configured algorithms, those of recorded keys first."""
         return self._known.host_key_algorithms_for(
-            self._config.host_name, self._config.port, self._config.host_key_algorithms
+            self._host, self._port, self._config.host_key_algorithms
         )
 
     async def check(self, key: PublicKey) -> None:
@@ -58,7 +67,9 @@ class HostKeyChecker:
 
         A certificate that no CA in the files vouches for is judged as its plain key, as ssh does.
         """
-        verdict = self._known.lookup(self._config.host_name, self._config.port, key, time.time())
+        verdict = self._known.lookup(self._host, self._port, key, time.time())
+        self._check_strength(key)
+        self._check_revoked_files(key)
         self._check_allowed(verdict)
         match verdict.status:
             case Status.KNOWN:
@@ -69,6 +80,33 @@ class HostKeyChecker:
                 raise HostKeyError(self._changed(verdict, verdict.key))
             case Status.UNKNOWN:
                 await self._meet(verdict, verdict.key)
+
+    def _check_strength(self, key: PublicKey) -> None:
+        """RequiredRSASize, and CASignatureAlgorithms for certificates (ssh_config(5))."""
+        allowed = self._config.ca_signature_algorithms
+        if isinstance(key, Certificate) and key.ca_signature_algorithm not in allowed:
+            raise HostKeyError(
+                f"the certificate of {self._host} is signed with {key.ca_signature_algorithm}, "
+                f"which CASignatureAlgorithms does not have"
+            )
+        bits = rsa_bits(key.key if isinstance(key, Certificate) else key)
+        if bits is not None and bits < self._config.required_rsa_size:
+            raise HostKeyError(
+                f"the host key of {self._host} is RSA of {bits} bits, and RequiredRSASize asks "
+                f"for {self._config.required_rsa_size}"
+            )
+
+    def _check_revoked_files(self, key: PublicKey) -> None:
+        """RevokedHostKeys: the key, a certificate's key, and its CA."""
+        keys = [key]
+        if isinstance(key, Certificate):
+            keys += [key.key, key.ca_key]
+        for shown in keys:
+            if path := self._revoked_blobs.get(shown.blob):
+                raise HostKeyError(
+                    f"the host key of {self._host}, {shown.fingerprint}, is listed in "
+                    f"RevokedHostKeys {path}: do not connect, and ask the server's administrator"
+                )
 
     def _check_allowed(self, verdict: Verdict) -> None:
         """A key without its certificate must itself be one of HostKeyAlgorithms, as in ssh 10."""
@@ -83,7 +121,7 @@ class HostKeyChecker:
 
     def _changed(self, verdict: Verdict, key: PublicKey) -> str:
         recorded = verdict.entry.fingerprint if verdict.entry else "another key"
-        name = host_name(self._config.host_name, self._config.port)
+        name = host_name(self._host, self._port)
         file = verdict.entry.file if verdict.entry else ""
         return (
             f"THE HOST KEY OF {name} HAS CHANGED: it shows {key.fingerprint}, but "
@@ -127,8 +165,8 @@ class HostKeyChecker:
         path = self._config.known_hosts_files[0]
         try:
             line = format_line(
-                self._config.host_name,
-                self._config.port,
+                self._host,
+                self._port,
                 key,
                 hashed=self._config.hash_known_hosts,
             )
@@ -177,3 +215,29 @@ def _read(path: Path) -> bytes | None:
             where=str(path),
             remedy="make it readable, or name another one with -o UserKnownHostsFile=FILE",
         ) from error
+
+
+def _read_revoked(path: Path) -> list[bytes]:
+    """Return the keys of a RevokedHostKeys file, one a line. A file that cannot be used refuses
+    every connection, as in ssh(1).
+    """
+    text = _read(path)
+    where = f"RevokedHostKeys {path}"
+    if text is None:
+        raise ConfigError("there is no such file", where=where, remedy="name one that exists")
+    if text.startswith(KRL_MAGIC):
+        raise ConfigError(
+            "binary revocation lists are not supported yet",
+            where=where,
+            remedy="list the public keys as text, one a line",
+        )
+    blobs = []
+    for number, line in numbered_lines(text, str(path)):
+        if line.strip() and not line.startswith("#"):
+            try:
+                blobs.append(read_key_text(line)[1])
+            except (ValueError, RemoteProtocolError) as error:
+                raise ConfigError(
+                    f"this is not a key: {error}", where=f"{where}:{number}"
+                ) from error
+    return blobs

@@ -74,7 +74,9 @@ class ClientLink:
         *,
         alive_interval_s: float,
         alive_count_max: int,
+        warns_of_weak_crypto: bool = True,
     ) -> None:
+        self._warns_of_weak_crypto = warns_of_weak_crypto
         self.link = Link(
             SSHProtocol(setup, trio.current_time()),
             carrier,
@@ -115,7 +117,8 @@ class ClientLink:
                     event.mac_server_to_client,
                     "" if event.strict else ", not strict",
                 )
-                if event.count == 1 and event.kex not in POST_QUANTUM_KEX:
+                weak = event.kex not in POST_QUANTUM_KEX
+                if weak and event.count == 1 and self._warns_of_weak_crypto:
                     log.warning(
                         "%s has no post-quantum key exchange: what is recorded today may be "
                         "read one day",

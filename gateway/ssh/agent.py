@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import RemoteProtocolError, printable
 from gateway.ssh import wire
-from gateway.ssh.keys import PublicKeyError, parse_public_key_untrusted
+from gateway.ssh.certificates import parse_key_or_certificate_untrusted
+from gateway.ssh.keys import PublicKeyError
 
 if TYPE_CHECKING:
     from gateway.ssh.keys import PublicKey
@@ -137,7 +138,7 @@ def identities_untrusted(reply: bytes) -> tuple[AgentIdentity, ...]:
     for _ in range(count):
         blob, comment = reader.string(), reader.string()
         try:
-            key = parse_public_key_untrusted(blob)
+            key = parse_key_or_certificate_untrusted(blob)
         except PublicKeyError:
             continue
         found.setdefault(blob, AgentIdentity(key, printable(comment, MAXIMUM_COMMENT_LENGTH)))

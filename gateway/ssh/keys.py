@@ -57,6 +57,7 @@ __all__ = [
     "read_key_name",
     "read_key_text",
     "read_private_key_untrusted",
+    "rsa_bits",
     "split_words",
 ]
 
@@ -158,6 +159,16 @@ class PrivateKey:
     def private_section(self) -> bytes:
         """Return type name and secret fields as PROTOCOL.key and the agent protocol want them."""
         return string(plain_name(self.public.algorithm).encode()) + self._signer.private_fields()
+
+
+def rsa_bits(key: PublicKey) -> int | None:
+    """Return the size of an RSA key; None for another type (RFC 4253 §6.6: e, then n)."""
+    if key.algorithm != "ssh-rsa":
+        return None
+    fields = Reader(key.blob)
+    fields.string()
+    fields.mpint()
+    return fields.mpint().bit_length()
 
 
 def fingerprint(blob: bytes) -> str:

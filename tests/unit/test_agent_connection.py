@@ -234,6 +234,7 @@ def config(files, **changes):
         "pubkey_authentication": True,
         "batch_mode": False,
         "number_of_password_prompts": 3,
+        "certificate_files": (),
     }
     return SimpleNamespace(**values | changes)
 

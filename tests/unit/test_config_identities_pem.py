@@ -23,6 +23,8 @@ class Config:
     number_of_password_prompts: int = 3
     pubkey_authentication: bool = True
     identity_files_are_default: bool = False
+    identities_only: bool = False
+    certificate_files: tuple = ()
 
 
 class Person:
@@ -66,4 +68,4 @@ def test_a_public_key_file_that_cannot_be_used(tmp_path):
     (tmp_path / "id.pub").write_text("ssh-rsa AAAA\n")
     found = identities(tmp_path / "id", LOCKED)
     assert found.public_keys == ()
-    assert "id.pub: the public key cannot be used" in found.problems[0]
+    assert "does not show its public key" in found.problems[0]

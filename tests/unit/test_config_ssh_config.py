@@ -22,7 +22,12 @@ from gateway.config.ssh_config import (
     read_host_config,
 )
 from gateway.errors import ConfigError
-from gateway.ssh.algorithms import DEFAULT_CIPHERS, DEFAULT_HOST_KEY_ALGORITHMS, DEFAULT_KEX
+from gateway.ssh.algorithms import (
+    DEFAULT_CIPHERS,
+    DEFAULT_HOST_KEY_ALGORITHMS,
+    DEFAULT_KEX,
+    DEFAULT_USER_KEY_ALGORITHMS,
+)
 
 DEBIAN = """
 Include /etc/ssh/ssh_config.d/no-such-*.conf
@@ -155,7 +160,11 @@ def test_debians_system_file_brings_no_warning(read):
         ("MACs hmac-sha2-256", "macs", ("hmac-sha2-256",)),
         ("RequiredRSASize 3072", "required_rsa_size", 3072),
         ("WarnWeakCrypto no-pq-kex", "warn_weak_crypto", False),
-        ("PubkeyAcceptedKeyTypes +ssh-rsa", "pubkey_accepted_algorithms", ("ssh-ed25519",)),
+        (
+            "PubkeyAcceptedKeyTypes +ssh-rsa",
+            "pubkey_accepted_algorithms",
+            DEFAULT_USER_KEY_ALGORITHMS,
+        ),
         ("CASignatureAlgorithms ssh-*", "ca_signature_algorithms", ("ssh-ed25519",)),
         ("PubkeyAuthentication host-bound", "pubkey_mode", PubkeyMode.HOST_BOUND),
         ("PubkeyAuthentication no", "pubkey_authentication", False),

@@ -6,8 +6,8 @@ import pytest
 
 from gateway.config.ssh_config import StrictHostKeyChecking
 from gateway.config.trust import HostKeyChecker
-from gateway.errors import HostKeyError
-from gateway.ssh.algorithms import DEFAULT_HOST_KEY_ALGORITHMS
+from gateway.errors import ConfigError, HostKeyError
+from gateway.ssh.algorithms import DEFAULT_HOST_KEY_ALGORITHMS, PLAIN_KEY_ALGORITHMS
 from gateway.ssh.certificates import parse_certificate_untrusted
 from tests.support.keys import PRIVATE_TYPES, a_certificate, a_private_key
 
@@ -28,6 +28,10 @@ class Config:
     strict_host_key_checking: StrictHostKeyChecking = StrictHostKeyChecking.YES
     batch_mode: bool = False
     hash_known_hosts: bool = False
+    host_key_alias: str | None = None
+    revoked_host_keys: tuple = ()
+    required_rsa_size: int = 2048
+    ca_signature_algorithms: tuple = PLAIN_KEY_ALGORITHMS
 
 
 class Person:
@@ -131,3 +135,46 @@ async def test_a_changed_key_of_each_type(known_hosts, name):
     assert "THE HOST KEY OF host HAS CHANGED" in message
     assert key.public.fingerprint in message
     assert a_private_key(name).public.fingerprint in message
+
+
+# ---- the keywords that concern the server's key --------------------------------------------------
+
+
+def checker(tmp_path, key, **settings):
+    """A checker whose known_hosts has ``key`` for the host called "host"."""
+    known = tmp_path / "known"
+    known.write_text(f"host {key.openssh_text()}\n")
+    return HostKeyChecker(Config((known,), **settings), Person())
+
+
+async def test_host_key_alias_stands_for_host_and_port(tmp_path):
+    key = a_private_key("ssh-ed25519").public
+    settings = {"host_name": "192.0.2.1", "port": 2222}
+    await checker(tmp_path, key, host_key_alias="host", **settings).check(key)
+    with pytest.raises(HostKeyError, match="is not known"):
+        await checker(tmp_path, key, **settings).check(key)
+
+
+async def test_revoked_host_keys(tmp_path):
+    key, other = a_private_key("ssh-ed25519").public, a_private_key("ecdsa-sha2-nistp256").public
+    revoked = tmp_path / "revoked"
+    revoked.write_text(f"# lost\n{other.openssh_text()} comment\n")
+    await checker(tmp_path, key, revoked_host_keys=(revoked,)).check(key)
+    with pytest.raises(HostKeyError, match="RevokedHostKeys"):
+        await checker(tmp_path, other, revoked_host_keys=(revoked,)).check(other)
+
+
+@pytest.mark.parametrize("content", [None, b"SSHKRL\n\0binary", b"not a key\n"])
+def test_a_revocation_list_that_cannot_be_used_refuses_everything(tmp_path, content):
+    revoked = tmp_path / "revoked"
+    if content is not None:
+        revoked.write_bytes(content)
+    with pytest.raises(ConfigError, match="RevokedHostKeys"):
+        checker(tmp_path, a_private_key("ssh-ed25519").public, revoked_host_keys=(revoked,))
+
+
+async def test_required_rsa_size(tmp_path):
+    key = a_private_key("ssh-rsa").public
+    await checker(tmp_path, key, required_rsa_size=2048).check(key)
+    with pytest.raises(HostKeyError, match="RequiredRSASize"):
+        await checker(tmp_path, key, required_rsa_size=4096).check(key)
