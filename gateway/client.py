@@ -23,6 +23,7 @@ from gateway.errors import (
     ChannelOpenError,
     ConnectionLost,
     GatewayError,
+    RemoteProtocolError,
     printable,
 )
 from gateway.net.carrier import SocketCarrier
@@ -32,6 +33,7 @@ from gateway.net.listen import open_listeners, serve
 from gateway.net.login import ClientLink
 from gateway.net.session import run_command
 from gateway.proxy.socks import SocksProxy
+from gateway.ssh import hostkeys
 from gateway.ssh.algorithms import Preferences
 from gateway.ssh.protocol import ClientSetup
 from gateway.ssh.transport import RekeyLimit
@@ -165,12 +167,31 @@ async def connect(
         except GatewayError as error:
             outcome = error
         else:
+            nursery.start_soon(_learn_host_keys, client, checker)
             outcome = await _serve(options, client, login, listeners, report)
         client.link.close()
         nursery.cancel_scope.cancel()
     if isinstance(outcome, GatewayError):
         raise outcome
     return outcome
+
+
+async def _learn_host_keys(client: ClientLink, checker: HostKeyChecker) -> None:
+    """Record what further host keys the server offers and proves (UpdateHostKeys)."""
+    await client.host_keys_offered.wait()
+    session_id = client.link.protocol.transport.session_id
+    try:
+        new = checker.to_learn(hostkeys.offered_keys_untrusted(client.offered_host_keys))
+        if not new:
+            return
+        reply = await client.link.global_request(hostkeys.PROVE, hostkeys.prove_request(new))
+        if not reply.success:
+            raise RemoteProtocolError("the server does not prove them")
+        hostkeys.check_proofs_untrusted(reply.response_specific, new, session_id)
+    except GatewayError as error:
+        log.info("further host keys of the server are not recorded: %s", error)
+        return
+    await checker.learn(new)
 
 
 def _name(config: HostConfig) -> str:

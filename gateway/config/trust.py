@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway.config.fields import UpdateHostKeys
 from gateway.config.ssh_config import StrictHostKeyChecking
 from gateway.errors import ConfigError, HostKeyError, RemoteProtocolError
 from gateway.ssh.certificates import Certificate
@@ -13,6 +14,7 @@ from gateway.ssh.keys import numbered_lines, read_key_text, rsa_bits
 from gateway.ssh.known_hosts import KnownHosts, Status, Verdict, format_line, host_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from gateway.config.ssh_config import HostConfig
@@ -43,6 +45,7 @@ class HostKeyChecker:
         self._person = person
         self._host = config.host_key_alias or config.host_name
         self._port = DEFAULT_PORT if config.host_key_alias else config.port
+        self._may_learn = False  # further keys: only of a host that the user's own file knows
         self._revoked_blobs = {
             blob: path for path in config.revoked_host_keys for blob in _read_revoked(path)
         }
@@ -73,6 +76,9 @@ class HostKeyChecker:
         self._check_allowed(verdict)
         match verdict.status:
             case Status.KNOWN:
+                files = map(str, self._config.known_hosts_files)
+                plain = not isinstance(verdict.key, Certificate)
+                self._may_learn = plain and _file(verdict) in files
                 return
             case Status.REVOKED:
                 raise HostKeyError(_revoked(verdict))
@@ -80,6 +86,32 @@ class HostKeyChecker:
                 raise HostKeyError(self._changed(verdict, verdict.key))
             case Status.UNKNOWN:
                 await self._meet(verdict, verdict.key)
+
+    def to_learn(self, keys: Sequence[PublicKey]) -> list[PublicKey]:
+        """Return which of a known server's further keys to record (UpdateHostKeys).
+
+        Keys that the server shows no longer are left in the file; ssh(1) removes them.
+        """
+        if not self._may_learn or self._config.update_host_keys is UpdateHostKeys.NO:
+            return []
+        allowed = set(self._config.host_key_algorithms)
+        return [
+            key
+            for key in keys
+            if allowed.intersection(key.signature_algorithms)
+            and self._known.lookup(self._host, self._port, key, time.time()).status
+            in (Status.UNKNOWN, Status.CHANGED)
+        ]
+
+    async def learn(self, keys: Sequence[PublicKey]) -> None:
+        """Record keys that the server has proved."""
+        if self._config.update_host_keys is UpdateHostKeys.ASK:
+            shown = ", ".join(f"{key.algorithm} {key.fingerprint}" for key in keys)
+            answer = await self._person.ask(f"Learn further host keys, {shown} (yes/no)? ")
+            if answer is None or answer.strip().lower() != "yes":
+                return
+        for key in keys:
+            self._remember(host_name(self._host, self._port), key)
 
     def _check_strength(self, key: PublicKey) -> None:
         """RequiredRSASize, and CASignatureAlgorithms for certificates (ssh_config(5))."""
@@ -195,6 +227,10 @@ def _revoked(verdict: Verdict) -> str:
         f"{what} is marked as revoked in {_place(verdict)}: do not connect, and ask the server's "
         f"administrator"
     )
+
+
+def _file(verdict: Verdict) -> str:
+    return verdict.entry.file if verdict.entry else ""
 
 
 def _place(verdict: Verdict) -> str:

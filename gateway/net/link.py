@@ -20,6 +20,7 @@ Between two awaits nothing else runs. Everything in here relies on that: there i
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -176,6 +177,10 @@ def _refuse_request(_request: events.ChannelRequested) -> bool:
     return False
 
 
+def _ignore_global_reply(_reply: events.GlobalReplied) -> None:
+    pass
+
+
 def _ignore_reply(_success: bool) -> None:  # noqa: FBT001 - a callback's only argument
     pass
 
@@ -208,6 +213,7 @@ class Link:
         self._writer_wanted = trio.Event()
         self._writer_is_busy = False
         self._drained = trio.lowlevel.ParkingLot()
+        self._awaited_replies: deque[Callable[[events.GlobalReplied], None]] = deque()
 
     def __repr__(self) -> str:
         return f"<Link {self.link_id} {self.carrier.name} {self.protocol!r}>"
@@ -309,7 +315,7 @@ class Link:
                     asked_s is None or now_s - asked_s >= self._alive_interval_s
                 ):
                     asked_s = now_s
-                    self.protocol.connection.send_global_request("keepalive@openssh.com")
+                    self._ask("keepalive@openssh.com", b"", _ignore_global_reply)
             self.flush()
 
     def start_keepalive(self) -> None:
@@ -376,6 +382,8 @@ class Link:
                         port.happened(event)
                     elif isinstance(event, events.ChannelRequested):
                         self._refuse_request(event)
+                case events.GlobalReplied():
+                    self._awaited_replies.popleft()(event)
                 case events.PeerDisconnected(reason_code, description):
                     self._fail(
                         ConnectionLost(
@@ -391,6 +399,38 @@ class Link:
         channel = self.protocol.connection.channels.get(event.channel_id)
         if event.want_reply and channel is not None:
             self.protocol.connection.reply_request(channel, success=False)
+
+    # -- global requests ---------------------------------------------------------------------------
+
+    def _ask(
+        self, name: str, specific: bytes, on_reply: Callable[[events.GlobalReplied], None]
+    ) -> None:
+        """Send a global request; replies come in the order of the requests (RFC 4254 §4)."""
+        self._awaited_replies.append(on_reply)
+        self.protocol.connection.send_global_request(name, specific)
+
+    async def global_request(self, name: str, specific: bytes) -> events.GlobalReplied:
+        """Send a global request and wait for its answer. Raises `ConnectionLost`."""
+        replies: list[events.GlobalReplied] = []
+        answered = trio.Event()
+
+        def on_reply(reply: events.GlobalReplied) -> None:
+            replies.append(reply)
+            answered.set()
+
+        self._ask(name, specific, on_reply)
+        self.flush()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._set_at_end, answered)
+            await answered.wait()
+            nursery.cancel_scope.cancel()
+        if not replies:
+            raise ConnectionLost(str(self.failure))
+        return replies[0]
+
+    async def _set_at_end(self, event: trio.Event) -> None:
+        await self.ended.wait()
+        event.set()
 
     # -- channels ----------------------------------------------------------------------------------
 

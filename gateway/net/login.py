@@ -11,6 +11,7 @@ import trio
 from gateway import events
 from gateway.errors import AuthenticationError, ConnectionLost, RemoteProtocolError, printable
 from gateway.net.link import Link
+from gateway.ssh import hostkeys
 from gateway.ssh.agent import SessionBinding
 from gateway.ssh.algorithms import POST_QUANTUM_KEX
 from gateway.ssh.certificates import parse_key_or_certificate_untrusted
@@ -84,6 +85,8 @@ class ClientLink:
             alive_interval_s=alive_interval_s,
             alive_count_max=alive_count_max,
         )
+        self.offered_host_keys = b""
+        self.host_keys_offered = trio.Event()
         self._to_login, self._from_link = trio.open_memory_channel[events.Event](MAXIMUM_EVENTS)
 
     async def run(self) -> None:
@@ -95,35 +98,20 @@ class ClientLink:
 
     def _handle(self, event: events.Event) -> None:
         match event:
+            case events.GlobalRequested(hostkeys.OFFER, _, offer):
+                self.offered_host_keys = offer
+                self.host_keys_offered.set()
             case events.GlobalRequested(_, want_reply):
                 if want_reply:
                     self.link.protocol.connection.reply_global(success=False)
             case events.DebugReceived(message):
                 log.debug("%s says: %s", self.link.carrier.name, printable(message))
-            case events.GlobalReplied() | events.PongReceived():
+            case events.PongReceived():
                 pass
             case events.VersionReceived(version):
                 log.info("%s is %s", self.link.carrier.name, version)
             case events.KeysExchanged():
-                log.log(
-                    logging.INFO if event.count == 1 else logging.DEBUG,
-                    "keys %d: %s, %s, %s %s out, %s %s in%s",
-                    event.count,
-                    event.kex,
-                    event.host_key,
-                    event.cipher_client_to_server,
-                    event.mac_client_to_server,
-                    event.cipher_server_to_client,
-                    event.mac_server_to_client,
-                    "" if event.strict else ", not strict",
-                )
-                weak = event.kex not in POST_QUANTUM_KEX
-                if weak and event.count == 1 and self._warns_of_weak_crypto:
-                    log.warning(
-                        "%s has no post-quantum key exchange: what is recorded today may be "
-                        "read one day",
-                        self.link.carrier.name,
-                    )
+                self._log_keys(event)
             case _:
                 try:
                     self._to_login.send_nowait(event)
@@ -131,6 +119,26 @@ class ClientLink:
                     self.link.close("the server says too much during the login")
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
+
+    def _log_keys(self, event: events.KeysExchanged) -> None:
+        log.log(
+            logging.INFO if event.count == 1 else logging.DEBUG,
+            "keys %d: %s, %s, %s %s out, %s %s in%s",
+            event.count,
+            event.kex,
+            event.host_key,
+            event.cipher_client_to_server,
+            event.mac_client_to_server,
+            event.cipher_server_to_client,
+            event.mac_server_to_client,
+            "" if event.strict else ", not strict",
+        )
+        weak = event.kex not in POST_QUANTUM_KEX
+        if weak and event.count == 1 and self._warns_of_weak_crypto:
+            log.warning(
+                "%s has no post-quantum key exchange: what is recorded today may be read one day",
+                self.link.carrier.name,
+            )
 
     async def log_in(self, dialogue: Dialogue, timeout_s: float) -> events.Authenticated:
         """Drive the login to its end; ``timeout_s`` counts while we wait for the server only.
