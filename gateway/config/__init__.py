@@ -1,7 +1,8 @@
 """What the user wrote: ssh_config(5) and the addresses of the command line, as typed frozen values.
 
 `ssh_config` answers "what applies to this host", `keywords` "what do we do with this keyword",
-`addresses` "what does this name or -D argument mean". The rest serves `ssh_config`: `lines` is
-the syntax of a line, `sources` the files with Host, Match and Include, `values` the meaning of a
-value. Every complaint is a `ConfigError` that names file, line and keyword, and says what to write.
+`fields` "of what type is it and how does -G spell it", `addresses` "what does this name or -D
+argument mean". Serving them: `lines` (the syntax of a line), `sources` (the files with Host and
+Include), `match`, `canonical`, `tokens`, `values`, `offers` (what may be chosen), `dump` (-G),
+`interfaces`. `trust` reads known_hosts, `identities` keys and the agent, `questions` asks. Every complaint is a `ConfigError` that names file, line and keyword, and says what to write.
 """

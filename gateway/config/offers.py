@@ -6,10 +6,11 @@ among the supported ones.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
+from gateway.ssh import algorithms
 from gateway.ssh.algorithms import (
-    DEFAULT_CIPHERS,
     DEFAULT_HOST_KEY_ALGORITHMS,
     DEFAULT_KEX,
     DEFAULT_MACS,
@@ -32,7 +33,18 @@ __all__ = [
     "PUBKEY_ALGORITHMS",
 ]
 
-CIPHERS: Final = DEFAULT_CIPHERS
+
+def _processor_has_aes() -> bool:
+    """Look at the flags of the processor: "aes" on x86 and ARM alike (proc(5))."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return True
+    return "aes" in flags
+
+
+CIPHERS: Final = algorithms.DEFAULT_CIPHERS
+DEFAULT_CIPHERS: Final = CIPHERS if _processor_has_aes() else algorithms.without_aes(CIPHERS)
 KEX: Final = DEFAULT_KEX
 MACS: Final = DEFAULT_MACS
 HOST_KEY_ALGORITHMS: Final = DEFAULT_HOST_KEY_ALGORITHMS
