@@ -46,10 +46,6 @@ class NameResolutionError(DialError):
     """The name could not be resolved."""
 
 
-class DeniedError(DialError):
-    """``permit`` said no; ``text`` names the rule."""
-
-
 @dataclass(frozen=True, slots=True)
 class DialOptions:
     """How to connect. ``mark`` is SO_MARK; 0 sets none. ``traffic_class`` is the IP header's."""

@@ -327,6 +327,7 @@ class Link:
         if self._writer_is_busy:
             return
         outbound = self.protocol.outbound
+        self.protocol.transport.rekey_if_due(trio.current_time())
         try:
             while (data := outbound.data_to_send()) is not None:
                 outbound.data_sent(self.carrier.send(data))

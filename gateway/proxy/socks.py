@@ -34,17 +34,14 @@ class SocksProxy:
 
     def __init__(self, links: LinkSet) -> None:
         self._links = links
-        self.clients = 0
 
     async def serve_client(self, sock: socket.socket) -> None:
         """Serve one accepted, non-blocking socket to its end. Raises nothing."""
-        self.clients += 1
         try:
             await self._serve(sock)
         except (OSError, GatewayError) as error:
             log.debug("a SOCKS client left: %s", error)
         finally:
-            self.clients -= 1
             if sock.fileno() >= 0:
                 trio.lowlevel.notify_closing(sock)
                 sock.close()

@@ -117,7 +117,7 @@ class Protocol:
         try:
             if self.transport.phase is not Phase.VERSION or self.transport.receive_version():
                 self._receive_packets(now_s)
-            self.transport.after_batch(now_s)
+            self.transport.rekey_if_due(now_s)
             self.outbound.check_lane()
         except RemoteProtocolError as error:
             self._give_up(error)

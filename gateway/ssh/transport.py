@@ -19,7 +19,7 @@ client that waits for its user to look at a host key has sent no NEWKEYS yet, wh
 has arrived.
 
 Rekeying starts when either side has moved the bytes, packets or seconds of its limit (``tick`` and
-``after_batch`` look), or when the peer sends KEXINIT. Before the login is done nobody may rekey,
+``rekey_if_due`` look), or when the peer sends KEXINIT. Before the login is done nobody may rekey,
 as in OpenSSH. A peer that rekeys without moving data runs out of ``_rekey_tokens``.
 
 The functions follow the order in which the bytes meet them. Time is an argument, ``now_s``,
@@ -450,8 +450,11 @@ class Transport:
         if self._local_kexinit is None:
             self._send_kexinit(now_s)
 
-    def after_batch(self, now_s: float) -> None:
-        """Start a rekey if a direction has used its keys for long enough. Call once per batch."""
+    def rekey_if_due(self, now_s: float) -> None:
+        """Start a rekey if a direction has used its keys for long enough.
+
+        Call once per batch, of what was received and of what is sent.
+        """
         if self.phase is not Phase.CONNECTION or self._local_kexinit is not None:
             return
         limit = self._rekey_limit
@@ -463,7 +466,7 @@ class Transport:
                 direction.bytes_since_newkeys >= most
                 or direction.packets_since_newkeys >= limit.packets
             ):
-                self._send_kexinit(now_s)
+                self.start_rekey(now_s)
                 return
 
     def tick(self, now_s: float) -> None:

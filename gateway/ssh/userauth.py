@@ -461,7 +461,6 @@ class ServerAuth:
         emit: Callable[[events.Event], None],
     ) -> None:
         self.user_name: str | None = None
-        self.service_accepted = False
         self._authorize = authorize
         self._failures = 0
         self._requests = 0
@@ -475,7 +474,6 @@ class ServerAuth:
             raise RemoteProtocolError(
                 "only the service ssh-userauth can be asked for", Disconnect.SERVICE_NOT_AVAILABLE
             )
-        self.service_accepted = True
         self._send(messages.ServiceAccept(SERVICE_USERAUTH).encode())
 
     def receive(self, payload: bytes, session_id: bytes, host_key_blob: bytes) -> bool:
