@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.interop.targets import Target, echo
 from tests.support.programs import (
     Endpoint,
     Keys,
+    OpenSSH,
     Proxy,
     make_keys,
+    newest_peers,
     running_connect,
     running_gateway_serve,
     running_sshd,
@@ -61,3 +68,43 @@ def proxy(server: Endpoint) -> Iterator[Proxy]:
     """`gateway connect -N -D` to either server."""
     with running_connect(server) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def echo_port() -> Iterator[int]:
+    """The port of a target that sends everything back and ends when its peer has ended."""
+    with Target(echo) as target:
+        yield target.port
+
+
+# -- both ages of OpenSSH --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def peers() -> Path:
+    """The newest OpenSSH, in a folder to chroot into."""
+    try:
+        folder = newest_peers()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    version = subprocess.run(
+        ["chroot", folder, "/usr/bin/ssh", "-V"], capture_output=True, text=True, check=True
+    )
+    print("newest peer:", version.stderr.strip())  # noqa: T201 - with -rA it names what was met
+    return folder
+
+
+@pytest.fixture(scope="module", params=["debian", "newest"])
+def openssh(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenSSH]:
+    """The machine's OpenSSH and the newest, each with a folder for a module's files."""
+    if request.param == "debian":
+        if sshd_path() is None:
+            pytest.skip("sshd is not installed")
+        yield OpenSSH(tmp_path_factory.mktemp("openssh"))
+        return
+    root = request.getfixturevalue("peers")
+    folder = Path(tempfile.mkdtemp(dir=root, prefix="keys."))
+    yield OpenSSH(folder, root)
+    shutil.rmtree(folder)

@@ -123,6 +123,14 @@ class Target:
             raise self._errors[0]
 
 
+def echo(sock: socket.socket) -> None:
+    """Send everything back, and end when the peer has ended."""
+    with contextlib.suppress(OSError):
+        while data := sock.recv(1 << 16):
+            sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+
+
 def web_page(body: bytes) -> Callable[[socket.socket], None]:
     """Answer any request with a body."""
 

@@ -196,23 +196,6 @@ def test_ssh_keygen_shows_the_same(folder, name):
 # ---- ssh as the judge of host certificates -------------------------------------
 
 SSHD = sshd_path()
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def peers():
-    """The newest OpenSSH, in a folder to chroot into."""
-    made = subprocess.run(
-        [ROOT / "scripts" / "newest-peers"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    if made.returncode == 3:
-        pytest.skip(made.stderr.strip())
-    assert made.returncode == 0, made.stderr
-    return Path(made.stdout.strip())
 
 
 def ssh_says(certificate, port, place, *, root=None, sshd=SSHD):

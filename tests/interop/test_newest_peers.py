@@ -6,88 +6,27 @@ NEWKEYS; two-way load with a rekey every 256 KB is what would show it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 import socket
-import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 
 from tests.support.programs import (
-    SSHD_CONFIG,
-    Endpoint,
-    Keys,
     client_options,
     free_port,
     make_keys,
     running,
     running_gateway_serve,
     running_proxy,
+    running_sshd,
 )
 
-ROOT = Path(__file__).parent.parent.parent
 BLOCK = os.urandom(1 << 20)
 BLOCKS = 50
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def peers():
-    made = subprocess.run(
-        [ROOT / "scripts" / "newest-peers"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    if made.returncode == 3:
-        pytest.skip(made.stderr.strip())
-    assert made.returncode == 0, made.stderr
-    folder = Path(made.stdout.strip())
-    version = subprocess.run(
-        ["chroot", folder, "/usr/bin/ssh", "-V"], capture_output=True, text=True, check=True
-    )
-    print("newest peer:", version.stderr.strip())  # noqa: T201 - with -rA it names what was met
-    return folder
-
-
-@pytest.fixture
-def keys(peers):
-    folder = peers / f"keys.{os.getpid()}"
-    yield make_keys(folder)
-    shutil.rmtree(folder)
-
-
-def inside(keys):
-    """The same keys as a program in the chroot sees them."""
-    return Keys(Path("/") / keys.folder.name)
-
-
-@pytest.fixture
-def echo_port():
-    """A target that sends everything back and ends when its peer has ended."""
-
-    def echo(client):
-        with client, contextlib.suppress(OSError):
-            while data := client.recv(1 << 16):
-                client.sendall(data)
-            client.shutdown(socket.SHUT_WR)
-
-    def accept():
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                threading.Thread(target=echo, args=(client,), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
 
 
 def two_way_load(proxy_port, target_port):
@@ -117,27 +56,26 @@ def expected():
     return digest.digest()
 
 
-def test_our_client_with_the_newest_sshd(peers, keys, echo_port):
-    port = free_port()
-    config = SSHD_CONFIG.format(port=port, keys=inside(keys), extra="RekeyLimit 256k")
-    (keys.folder / "sshd_config").write_text(config)
-    command = ["/usr/sbin/sshd", "-D", "-e", "-f", f"/{keys.folder.name}/sshd_config"]
-    with running("chroot", str(peers), *command) as program:
-        program.wait_line("Server listening")
-        server = Endpoint(program, port, keys)
-        with running_proxy(server, "-o", "RekeyLimit=256K") as proxy:
-            assert two_way_load(proxy, echo_port) == expected()
+@pytest.mark.parametrize("openssh", ["newest"], indirect=True)
+def test_our_client_with_the_newest_sshd(openssh, echo_port):
+    keys = make_keys(openssh.folder / "client")
+    with (
+        running_sshd(keys, "RekeyLimit 256k", openssh) as server,
+        running_proxy(server, "-o", "RekeyLimit=256K") as proxy,
+    ):
+        assert two_way_load(proxy, echo_port) == expected()
 
 
-def test_the_newest_client_with_our_server(peers, keys, echo_port):
+@pytest.mark.parametrize("openssh", ["newest"], indirect=True)
+def test_the_newest_client_with_our_server(openssh, echo_port):
+    keys = make_keys(openssh.folder / "server")
     with running_gateway_serve(
         keys, "--permit-open", "127.0.0.1:*", "--rekey-bytes", "262144"
     ) as server:
         proxy = free_port()
-        seen_inside = Endpoint(server.program, server.port, inside(keys))
-        command = ["/usr/bin/ssh", "-v", "-N", "-D", str(proxy), *client_options(seen_inside)]
+        options = ["-v", "-N", "-D", str(proxy), *client_options(openssh.endpoint(server))]
         with running(
-            "chroot", str(peers), *command, "-o", "RekeyLimit=256K", "alice@127.0.0.1"
+            *openssh.command("ssh", *options), "-o", "RekeyLimit=256K", "alice@127.0.0.1"
         ) as program:
             program.wait_line("Entering interactive session")
             program.wait_line("kex: algorithm: mlkem768x25519-sha256")

@@ -91,11 +91,13 @@ class Program:
                     if match := re.search(pattern, line):
                         return match
                 remaining = deadline - time.monotonic()
-                if remaining <= 0 or (not self._thread.is_alive() and self._ended()):
+                if remaining <= 0 or (not self._thread.is_alive() and self.ended):
                     raise AssertionError(f"no line {pattern!r} in:\n" + "\n".join(self.lines))
                 self._changed.wait(min(remaining, 0.5))
 
-    def _ended(self) -> bool:
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end."""
         return self._process.poll() is not None
 
     def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
@@ -277,6 +279,7 @@ def make_keys(folder: Path) -> Keys:
     keys.authorized.write_text(user.public.openssh_text() + "\n")
     keys.authorized.chmod(0o600)
     keys.user.with_suffix(".pub").write_text(user.public.openssh_text() + "\n")
+    keys.host.with_suffix(".pub").write_text(host.public.openssh_text() + "\n")
     return keys
 
 
@@ -312,17 +315,85 @@ def sshd_path() -> str | None:
     return shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
+@dataclass(frozen=True)
+class OpenSSH:
+    """An OpenSSH and other stock programs of its age: the machine's, or some to chroot into."""
+
+    folder: Path
+    """For keys and other files that its programs read."""
+    root: Path | None = None
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """Return what runs a program; `FileNotFoundError` where there is none."""
+        path = shutil.which(program, path=self._search_path())
+        if path is None:
+            raise FileNotFoundError(f"{program} is not installed")
+        if self.root is None:
+            return [path, *arguments]
+        return ["chroot", str(self.root), str(self.inside(Path(path))), *arguments]
+
+    def _search_path(self) -> str:
+        if self.root is not None:
+            return f"{self.root}/usr/bin:{self.root}/usr/sbin"
+        return os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+
+    def inside(self, path: Path) -> Path:
+        """Return a path as its programs see it."""
+        return path if self.root is None else Path("/") / path.relative_to(self.root)
+
+    def endpoint(self, server: Endpoint) -> Endpoint:
+        """Return a server with its keys as these programs see them."""
+        return Endpoint(server.program, server.port, Keys(self.inside(server.keys.folder)))
+
+    @property
+    def cat(self) -> str:
+        """A command at its far end that sends back what it gets."""
+        return "cat" if self.root is None else "busybox cat"
+
+    @property
+    def server_options(self) -> str:
+        """What the tests need of its sshd: no pause for an address whose logins fail."""
+        return "" if self.root is None else "PerSourcePenalties no\n"
+
+    def keygen(self, *arguments: str | Path) -> str:
+        """Run ssh-keygen; return what it says."""
+        seen = [str(self.inside(a) if isinstance(a, Path) else a) for a in arguments]
+        done = subprocess.run(
+            self.command("ssh-keygen", *seen),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def newest_peers() -> Path:
+    """Return the folder of the newest peers; `FileNotFoundError` where they cannot be had."""
+    made = subprocess.run(
+        [Path(__file__).parent.parent.parent / "scripts" / "newest-peers"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if made.returncode == 3:
+        raise FileNotFoundError(made.stderr.strip())
+    assert made.returncode == 0, made.stderr
+    return Path(made.stdout.strip())
+
+
 @contextlib.contextmanager
-def running_sshd(keys: Keys, extra: str = "") -> Iterator[Endpoint]:
-    """Run the stock sshd."""
-    path = sshd_path()
-    assert path is not None
-    if os.getuid() == 0:
+def running_sshd(
+    keys: Keys, extra: str = "", openssh: OpenSSH | None = None, log_level: str = "VERBOSE"
+) -> Iterator[Endpoint]:
+    """Run a stock sshd."""
+    openssh = openssh or OpenSSH(keys.folder)
+    if openssh.root is None and os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     port = free_port()
     config = keys.folder / f"sshd_config.{port}"
-    config.write_text(SSHD_CONFIG.format(port=port, keys=keys, extra=extra))
-    with running(path, "-D", "-e", "-f", str(config)) as program:
+    seen = Keys(openssh.inside(keys.folder))
+    extra = openssh.server_options + extra
+    config.write_text(SSHD_CONFIG.format(port=port, keys=seen, extra=extra))
+    path = str(openssh.inside(config))
+    options = ("-D", "-e", "-f", path, "-o", f"LogLevel={log_level}")
+    with running(*openssh.command("sshd", *options)) as program:
         program.wait_line("Server listening on")
         yield Endpoint(program, port, keys)
 

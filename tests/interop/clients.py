@@ -1,0 +1,215 @@
+"""Other people's SSH clients: each sends DATA through a server of ours to an echo and back.
+
+On the way the keys change: every client here asks for it or is asked, and where it tells what it
+does, that it was done is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import subprocess
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.interop.targets import content
+from tests.support.programs import OpenSSH, client_options, eventually, free_port, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tests.support.programs import Endpoint, Program
+
+DATA = content("clients", 250_000)
+REKEY_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Login:
+    """What a client is told."""
+
+    server: Endpoint
+    target: int
+    """The port of the echo."""
+    key: Path
+    kex: str | None = None
+    cipher: str | None = None
+    mac: str | None = None
+    openssh: OpenSSH | None = None
+    """Where the programs of a client that is one are taken from."""
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        openssh = self.openssh or OpenSSH(self.server.keys.folder)
+        try:
+            return openssh.command(program, *arguments)
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+
+    def inside(self, path: Path) -> str:
+        return str(self.openssh.inside(path) if self.openssh else path)
+
+
+def check(received: bytes | bytearray) -> None:
+    """Fail, without showing all of it, unless everything came back."""
+    assert len(received) == len(DATA)
+    assert hashlib.sha256(received).digest() == hashlib.sha256(DATA).digest()
+
+
+def through_forward(port: int) -> None:
+    """Send DATA into a local forward to the echo."""
+    with socket.create_connection(("127.0.0.1", port), 20) as sock:
+        sender = threading.Thread(target=lambda: (sock.sendall(DATA), sock.shutdown(1)))
+        sender.start()
+        received = bytearray()
+        while data := sock.recv(1 << 16):
+            received += data
+        sender.join()
+    check(received)
+
+
+def count(program: Program, text: str) -> int:
+    """Count the lines that a program has said with a text in them."""
+    return sum(text in line for line in program.lines)
+
+
+def choices(**chosen: str | None) -> Iterable[str]:
+    """Return ssh's options for what is chosen."""
+    for keyword, value in chosen.items():
+        if value:
+            yield f"-o{keyword}={value}"
+
+
+def ssh(login: Login) -> None:
+    """`ssh -L`."""
+    port, server = free_port(), login.server
+    arguments = [
+        "-v", "-N", "-L", f"{port}:127.0.0.1:{login.target}", "-i", login.inside(login.key),
+        *choices(KexAlgorithms=login.kex, Ciphers=login.cipher, MACs=login.mac),
+        "-o", f"RekeyLimit={REKEY_BYTES}",
+    ]  # fmt: skip
+    seen = login.openssh.endpoint(server) if login.openssh else server
+    shared = client_options(seen)
+    at = shared.index("-i")
+    del shared[at : at + 2]
+    with running(*login.command("ssh", *arguments, *shared, "alice@127.0.0.1")) as program:
+        program.wait_line("Entering interactive session")
+        through_forward(port)
+        eventually(lambda: count(program, "SSH2_MSG_NEWKEYS received") > 1, "ssh has rekeyed")
+
+
+def dbclient(login: Login) -> None:
+    """Dropbear's client, which has a format of its own for keys."""
+    port, converted = free_port(), login.key.with_suffix(".dropbear")
+    if not converted.exists():
+        paths = (login.inside(login.key), login.inside(converted))
+        convert = login.command("dropbearconvert", "openssh", "dropbear", *paths)
+        subprocess.run(convert, check=True, capture_output=True)
+    cipher = ["-c", login.cipher] if login.cipher else []
+    mac = ["-m", login.mac] if login.mac else []
+    arguments = [
+        "-y", "-y", "-N", "-i", login.inside(converted), *cipher, *mac,
+        "-L", f"127.0.0.1:{port}:127.0.0.1:{login.target}",
+        "-p", str(login.server.port), "alice@127.0.0.1",
+    ]  # fmt: skip
+    home = login.inside(login.server.keys.folder)
+    with running(*login.command("dbclient", *arguments), HOME=home) as program:
+        eventually(lambda: listens(port) or program.ended, "dbclient listens")
+        assert not program.ended, program.lines
+        through_forward(port)
+
+
+def plink(login: Login) -> None:
+    """PuTTY's client, which has a format of its own for keys, and wants the host key named."""
+    port, converted = free_port(), login.key.with_suffix(".ppk")
+    home = login.inside(login.server.keys.folder)
+    if not converted.exists():
+        paths = (login.inside(login.key), "-O", "private", "-o", login.inside(converted))
+        subprocess.run(login.command("puttygen", *paths), check=True, capture_output=True)
+    shown = OpenSSH(login.server.keys.folder).keygen("-l", "-f", login.server.keys.host)
+    arguments = [
+        "-batch", "-ssh", "-v", "-N", "-i", login.inside(converted), "-hostkey", shown.split()[1],
+        "-L", f"{port}:127.0.0.1:{login.target}", "-P", str(login.server.port), "alice@127.0.0.1",
+    ]  # fmt: skip
+    with running(*login.command("plink", *arguments), HOME=home) as program:
+        program.wait_line("Local port .* forwarding to")
+        eventually(lambda: listens(port), "plink listens")
+        through_forward(port)
+        program.wait_line("(?i)rekey|key re-exchange")
+
+
+def listens(port: int) -> bool:
+    """Say whether somebody listens, without a connection: the kernel's table tells."""
+    wanted = f"0100007F:{port:04X} 00000000:0000 0A"
+    return wanted in Path("/proc/net/tcp").read_text()
+
+
+def asyncssh(login: Login) -> None:
+    """AsyncSSH."""
+    module = pytest.importorskip("asyncssh", reason="asyncssh is not installed")
+    chosen = {"kex_algs": login.kex, "encryption_algs": login.cipher, "mac_algs": login.mac}
+    trusted = module.import_public_key(login.server.keys.host.with_suffix(".pub").read_text())
+
+    async def use() -> bytes:
+        async with module.connect(
+            "127.0.0.1", login.server.port, username="alice", client_keys=[str(login.key)],
+            known_hosts=([trusted], [], []), config=None, agent_path=None,
+            rekey_bytes=REKEY_BYTES, **{key: [value] for key, value in chosen.items() if value},
+        ) as connection:  # fmt: skip
+            reader, writer = await connection.open_connection("127.0.0.1", login.target)
+
+            async def send() -> None:
+                for at in range(0, len(DATA), 16384):
+                    writer.write(DATA[at : at + 16384])
+                    await writer.drain()
+                writer.write_eof()
+
+            _, received = await asyncio.gather(send(), reader.read())
+            return bytes(received)
+
+    check(asyncio.run(asyncio.wait_for(use(), 20)))
+
+
+def paramiko(login: Login) -> None:
+    """Paramiko."""
+    module = pytest.importorskip("paramiko", reason="paramiko is not installed")
+    trusted = login.server.keys.host.with_suffix(".pub").read_text().split()[1]
+    with socket.create_connection(("127.0.0.1", login.server.port), 20) as sock:
+        transport = module.Transport(sock)
+        try:
+            chosen = transport.get_security_options()
+            wanted = {"kex": login.kex, "ciphers": login.cipher, "digests": login.mac}
+            for what, name in wanted.items():
+                if name:
+                    setattr(chosen, what, (name,))
+            transport.start_client(timeout=20)
+            assert transport.get_remote_server_key().get_base64() == trusted
+            transport.auth_publickey("alice", module.PKey.from_path(login.key))
+            first = transport.H
+            channel = transport.open_channel(
+                "direct-tcpip", ("127.0.0.1", login.target), ("127.0.0.1", 1), timeout=20
+            )
+            sender = threading.Thread(target=lambda: (channel.sendall(DATA), channel.shutdown(1)))
+            sender.start()
+            received = bytearray()
+            while data := channel.recv(1 << 16):
+                received += data
+            sender.join()
+            assert first != transport.H  # the exchange hash, of another exchange
+        finally:
+            transport.close()
+            transport.join(5)
+    check(received)
+
+
+CLIENTS: dict[str, Callable[[Login], None]] = {
+    "ssh": ssh,
+    "dbclient": dbclient,
+    "plink": plink,
+    "asyncssh": asyncssh,
+    "paramiko": paramiko,
+}
