@@ -128,7 +128,6 @@ async def connect(
     identities = Identities(config, person, agent_socket)
     for problem in checker.problems:
         log.warning("%s", problem)
-    _warn_of_problems(identities)
     listeners = [(forward, _listen(forward, config)) for forward in config.dynamic_forwards]
     sock, started_s = await _dial(config, timeout_s)
     carrier = SocketCarrier(sock, _name(config))
@@ -167,6 +166,7 @@ async def connect(
         except GatewayError as error:
             outcome = error
         else:
+            _warn_of_problems(identities)
             nursery.start_soon(_learn_host_keys, client, checker)
             outcome = await _serve(options, client, login, listeners, report)
         client.link.close()
@@ -199,7 +199,10 @@ def _name(config: HostConfig) -> str:
 
 
 def _warn_of_problems(identities: Identities) -> None:
-    """Say early why a key cannot be used; a server may still take another, or none."""
+    """Say which keys could not be used, although the login went well without them.
+
+    A refused login names them in its own sentence.
+    """
     for problem in identities.problems:
         log.warning("%s", problem)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ from gateway.net.listen import describe, is_own_address, open_listeners, serve
 from gateway.net.relay import Relay
 from gateway.policy.permit import OpenPolicy, OpenRule, PermissionDenied
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
+from gateway.ssh.certificates import Certificate, CertificateError
 from gateway.ssh.messages import DirectTcpip
 from gateway.ssh.numbers import OpenFailure
 from gateway.ssh.protocol import Protocol, ServerSetup
@@ -86,13 +88,14 @@ class Server:
             sock.close()
             return
         try:
-            carrier = SocketCarrier(sock, describe(sock.getpeername()))
+            peer = sock.getpeername()
+            carrier = SocketCarrier(sock, describe(peer))
         except OSError:  # the client left already
             sock.close()
             return
         self.startups += 1
         try:
-            await ServerLink(self, carrier).run()
+            await ServerLink(self, carrier, str(peer[0])).run()
         except Exception:  # one link's defect must not end the others
             log.exception("internal error on the link from %s", carrier.name)
 
@@ -100,8 +103,9 @@ class Server:
 class ServerLink:
     """One link: its login, then its channels."""
 
-    def __init__(self, server: Server, carrier: SocketCarrier) -> None:
+    def __init__(self, server: Server, carrier: SocketCarrier, address: str) -> None:
         self._server = server
+        self._address = address
         options = server.options
         setup = ServerSetup(
             options.host_keys, self._authorize, options.preferences, options.rekey_limit
@@ -151,11 +155,29 @@ class ServerLink:
 
     # -- events of the link, none of which may wait ------------------------------------------------
 
-    def _authorize(self, _user_name: str, key: PublicKey) -> bool:
-        line = self._server.options.authorized_keys.find(key)
+    def _authorize(self, user_name: str, key: PublicKey) -> bool:
+        """Asked for every offer, and again for the one whose signature is then verified."""
+        if isinstance(key, Certificate):
+            line = self._vouched_for(user_name, key)
+        else:
+            line = self._server.options.authorized_keys.find(key)
         if line is not None:
             self._candidates[key.fingerprint] = line
         return line is not None
+
+    def _vouched_for(self, user_name: str, certificate: Certificate) -> AuthorizedKey | None:
+        """Find the CA's line; what line and certificate forbid is forbidden, each by itself."""
+        keys = self._server.options.authorized_keys
+        try:
+            line, options = keys.find_authority(certificate, user_name, time.time())
+            if not options.allows_address(self._address):
+                raise CertificateError("it may not be used from this address")
+            if options.force_command is not None or options.verification_required:
+                raise CertificateError("it demands what this server cannot do")
+        except CertificateError as error:
+            log.info("%s: certificate refused: %s", self.link.carrier.name, printable(str(error)))
+            return None
+        return replace(line, port_forwarding=line.port_forwarding and options.port_forwarding)
 
     def _handle(self, event: events.Event) -> None:
         match event:

@@ -26,6 +26,7 @@ from gateway.ssh.keys import (
     parse_public_key_untrusted,
     plain_name,
     read_key_text,
+    rsa_bits,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class Identities:
             except ConfigError as error:
                 self.problems.append(str(error))
             else:
+                bits = rsa_bits(found.key)
+                if bits is not None and bits < config.required_rsa_size:
+                    self.problems.append(
+                        f"{path}: RSA of {bits} bits, and RequiredRSASize asks for "
+                        f"{config.required_rsa_size}"
+                    )
+                    continue
                 if found.problem and agent_socket is None:
                     self.problems.append(found.problem)
                 if all(found.key != other.key for other in self._files):

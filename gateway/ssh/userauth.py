@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from gateway import events
 from gateway.errors import LocalProtocolError, RemoteProtocolError
 from gateway.ssh import messages, wire
-from gateway.ssh.keys import parse_public_key_untrusted
+from gateway.ssh.certificates import parse_key_or_certificate_untrusted
 from gateway.ssh.numbers import Disconnect, Msg
 
 if TYPE_CHECKING:
@@ -581,7 +581,7 @@ def _parse_offer_untrusted(request: messages.UserauthRequest) -> _KeyOffer:
         signature = parsed.signature
     blob = parsed.public_key_blob
     try:
-        key = parse_public_key_untrusted(blob)
+        key = parse_key_or_certificate_untrusted(blob)
     except RemoteProtocolError:
         key = None
     return _KeyOffer(parsed.public_key_algorithm_name, key, blob, host_key_blob, signature)

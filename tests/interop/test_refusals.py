@@ -100,7 +100,6 @@ def test_a_user_key_of_1024_bits(place):
     assert sentence in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.xfail(reason="RequiredRSASize is not asked of user keys yet")
 def test_a_user_key_shorter_than_the_user_asks_for(place):
     place.replace(place.keys.user, "-t", "rsa", "-b", "2048")
     place.keys.authorized.write_text(place.public(place.keys.user))

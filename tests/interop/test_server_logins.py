@@ -6,10 +6,12 @@ one type on both sides, bytes moved, and a rekey.
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from tests.interop.clients import CLIENTS, REKEY_BYTES, Login
-from tests.support.programs import make_keys, running_gateway_serve
+from tests.support.programs import client_options, make_keys, running_gateway_serve
 
 TYPES = {
     "ed25519": ["-t", "ed25519"],
@@ -20,7 +22,6 @@ TYPES = {
 }
 
 pytestmark = pytest.mark.timeout(60)
-no_certificates = pytest.mark.xfail(reason="our server does not ask cert-authority lines yet")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,6 @@ def test_programs(openssh, servers, echo_port, program, name):
     CLIENTS[program](Login(server, echo_port, server.keys.user, openssh=openssh))
 
 
-@no_certificates
 @pytest.mark.parametrize("name", TYPES)
 def test_ssh_with_a_certificate(openssh, servers, echo_port, name):
     server = servers(name)
@@ -81,9 +81,39 @@ def test_libraries(openssh, servers, echo_port, library, name):
     CLIENTS[library](Login(server, echo_port, server.keys.user))
 
 
-@no_certificates
 @pytest.mark.parametrize("openssh", ["debian"], indirect=True)
 @pytest.mark.parametrize("name", TYPES)
 def test_asyncssh_with_a_certificate(openssh, servers, echo_port, name):
     server = servers(name)
     CLIENTS["asyncssh"](Login(server, echo_port, server.keys.folder / "certified"))
+
+
+REFUSED = {
+    "expired": ["-n", "alice", "-V", "-2d:-1d"],
+    "for another user": ["-n", "bob"],
+    "for nobody": [],
+    "from elsewhere": ["-n", "alice", "-O", "source-address=192.0.2.0/24"],
+    "with a command": ["-n", "alice", "-O", "force-command=true"],
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_certificates_that_let_nobody_in(tmp_path, how):
+    keys = make_keys(tmp_path / "keys")
+    ca, user = keys.folder / "ca", keys.folder / "certified"
+    for path in (ca, user):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-s", ca, "-I", how, *REFUSED[how], f"{user}.pub"], check=True
+    )
+    keys.authorized.write_text(f"cert-authority {ca.with_suffix('.pub').read_text()}")
+    with running_gateway_serve(keys, "-v", "--permit-open", "127.0.0.1:*") as server:
+        options = client_options(server)
+        options[options.index("-i") + 1] = str(user)
+        result = subprocess.run(
+            ["ssh", *options, "-o", "BatchMode=yes", "-W", "127.0.0.1:1", "alice@127.0.0.1"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+        assert result.returncode == 255
+        assert "Permission denied (publickey)" in result.stderr
+        server.program.wait_line("certificate refused: ")

@@ -235,6 +235,7 @@ def config(files, **changes):
         "batch_mode": False,
         "number_of_password_prompts": 3,
         "certificate_files": (),
+        "required_rsa_size": 1024,
     }
     return SimpleNamespace(**values | changes)
 

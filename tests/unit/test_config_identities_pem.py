@@ -25,6 +25,7 @@ class Config:
     identity_files_are_default: bool = False
     identities_only: bool = False
     certificate_files: tuple = ()
+    required_rsa_size: int = 1024
 
 
 class Person:
