@@ -62,6 +62,7 @@ class Identities:
 
     def __init__(self, config: HostConfig, person: Person, agent_socket: str | None = None) -> None:
         self._person = person
+        self._required_rsa_size = config.required_rsa_size
         self._batch_mode = config.batch_mode
         self._attempts = config.number_of_password_prompts
         self._identities_only = config.identities_only
@@ -79,12 +80,7 @@ class Identities:
             except ConfigError as error:
                 self.problems.append(str(error))
             else:
-                bits = rsa_bits(found.key)
-                if bits is not None and bits < config.required_rsa_size:
-                    self.problems.append(
-                        f"{path}: RSA of {bits} bits, and RequiredRSASize asks for "
-                        f"{config.required_rsa_size}"
-                    )
+                if self._is_too_short(found.key, str(path)):
                     continue
                 if found.problem and agent_socket is None:
                     self.problems.append(found.problem)
@@ -92,6 +88,16 @@ class Identities:
                     self._files.append(found)
         self._certificates = self._load_certificates(config)
         self._offered = [identity for identity in self._files if identity.file is not None]
+
+    def _is_too_short(self, key: PublicKey, where: str) -> bool:
+        """Apply RequiredRSASize; a key that it rules out is a problem to report."""
+        bits = rsa_bits(_plain(key))
+        if bits is None or bits >= self._required_rsa_size:
+            return False
+        self.problems.append(
+            f"{where}: RSA of {bits} bits, and RequiredRSASize asks for {self._required_rsa_size}"
+        )
+        return True
 
     def _load_certificates(self, config: HostConfig) -> list[Certificate]:
         """Read CertificateFile, and FILE-cert.pub beside each identity file (ssh(1), -i)."""
@@ -123,6 +129,8 @@ class Identities:
         files = {identity.key.blob: identity for identity in self._files}
         in_both, in_agent = [], []
         for found in held:
+            if self._is_too_short(found.key, "the agent's key " + found.key.fingerprint):
+                continue
             identity = files.pop(found.key.blob, None)
             if identity is not None:
                 in_both.append(replace(identity, in_agent=True))
@@ -246,6 +254,7 @@ def _load(path: Path) -> _Identity:
     if key := load_public_key_file(path):
         return _Identity(key, problem=f"{path}: {_HALF}")
     problem: FileNotFoundError | ConfigError
+    file = None
     try:
         file = load_private_key_file(path)
     except (FileNotFoundError, ConfigError) as error:
@@ -258,11 +267,11 @@ def _load(path: Path) -> _Identity:
             where=str(path),
             remedy=f"`ssh-keygen -y -f {shlex.quote(str(path))}` prints it, for {path}.pub",
         )
-        if key := load_public_key_file(Path(f"{path}.pub")):
-            return _Identity(key, file.with_public_key(key))
     key = load_public_key_file(Path(f"{path}.pub"))
     if key is None:
         raise problem
+    if file is not None:
+        return _Identity(key, file.with_public_key(key))
     missing = isinstance(problem, FileNotFoundError)
     return _Identity(key, problem=f"{path}: {_HALF}" if missing else str(problem))
 

@@ -19,6 +19,7 @@ from gateway.ssh.agent import AgentMsg, SessionBinding
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey
 from gateway.ssh.wire import Reader, string, uint32
+from tests.support.keys import a_private_key
 
 KEYS = [PrivateKey.generate(os.urandom) for _ in range(4)]
 BINDING = SessionBinding(b"host", b"session", b"signature")
@@ -273,6 +274,18 @@ async def test_the_order_is_that_of_ssh(path, tmp_path, held, files, only, offer
             KEYS[number].public.verify(signature, b"data")
         await identities.aclose()
     assert identities.problems == []
+
+
+async def test_required_rsa_size_rules_out_the_agents_keys_too(path):
+    short = a_private_key("ssh-rsa")
+    settings = config((), required_rsa_size=4096)
+    async with running(path, Held(short, KEYS[0])) as name:
+        identities = Identities(settings, Silent(), name)
+        assert await identities.prepare(BINDING) == publics(0)
+        await identities.aclose()
+    (problem,) = identities.problems
+    assert short.public.fingerprint in problem
+    assert "RequiredRSASize asks for 4096" in problem
 
 
 async def test_public_halves_choose_among_the_agents_keys(path, tmp_path):
