@@ -26,6 +26,7 @@ from gateway.errors import (
     RemoteProtocolError,
     printable,
 )
+from gateway.net import poller
 from gateway.net.carrier import SocketCarrier
 from gateway.net.dial import DialError, DialOptions, NameResolutionError, dial
 from gateway.net.links import LinkSet
@@ -308,7 +309,6 @@ async def _serve(
             outcome = error
         for _, sockets in listeners:
             for listener in sockets:
-                trio.lowlevel.notify_closing(listener)
-                listener.close()
+                poller.close(listener)
         nursery.cancel_scope.cancel()
     return outcome

@@ -1,17 +1,20 @@
 """What a link runs over: a TCP socket, a pair of descriptors, a channel of another link, memory.
 
-Five calls. The two that move bytes never wait; they raise `BlockingIOError` instead, so that a
-batch is one system call and no trip through the scheduler. `OSError` means that the carrier is
-broken.
+The two calls that move bytes never wait; they raise `BlockingIOError` instead, and ``watch`` tells
+when to try again, so that a batch is one system call and no trip through the scheduler. `OSError`
+means that the carrier is broken.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import trio
+from gateway.net import poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Carrier(Protocol):
@@ -26,14 +29,11 @@ class Carrier(Protocol):
     def send(self, data: memoryview) -> int:
         """Write as much as goes without waiting. May raise BlockingIOError."""
 
-    async def wait_readable(self) -> None:
-        """Return when ``recv_into`` may have something."""
-
-    async def wait_writable(self) -> None:
-        """Return when ``send`` may take something."""
+    def watch(self, on_ready: Callable[[int], None]) -> None:
+        """Call ``on_ready`` with events as `gateway.net.poller` has them, edge-triggered."""
 
     def close(self) -> None:
-        """Close at once; whoever waits is woken with `trio.ClosedResourceError`."""
+        """Close at once; ``on_ready`` is not called any more."""
 
 
 class SocketCarrier:
@@ -49,19 +49,13 @@ class SocketCarrier:
         self.recv_into = sock.recv_into
         self.send = sock.send
 
-    async def wait_readable(self) -> None:
+    def watch(self, on_ready: Callable[[int], None]) -> None:
         """See `Carrier`."""
-        await trio.lowlevel.wait_readable(self._sock)
-
-    async def wait_writable(self) -> None:
-        """See `Carrier`."""
-        await trio.lowlevel.wait_writable(self._sock)
+        poller.current().watch(self._sock, on_ready)
 
     def close(self) -> None:
         """See `Carrier`."""
-        if self._sock.fileno() >= 0:
-            trio.lowlevel.notify_closing(self._sock)
-            self._sock.close()
+        poller.close(self._sock)
 
 
 class DescriptorCarrier:
@@ -82,17 +76,14 @@ class DescriptorCarrier:
         """See `Carrier`."""
         return os.write(self._write_fd, data)
 
-    async def wait_readable(self) -> None:
+    def watch(self, on_ready: Callable[[int], None]) -> None:
         """See `Carrier`."""
-        await trio.lowlevel.wait_readable(self._read_fd)
-
-    async def wait_writable(self) -> None:
-        """See `Carrier`."""
-        await trio.lowlevel.wait_writable(self._write_fd)
+        for fd in {self._read_fd, self._write_fd}:
+            poller.current().watch(fd, on_ready)
 
     def close(self) -> None:
         """See `Carrier`."""
         for fd in {self._read_fd, self._write_fd} - {-1}:
-            trio.lowlevel.notify_closing(fd)
+            poller.current().forget(fd)
             os.close(fd)
         self._read_fd = self._write_fd = -1  # the numbers may be somebody else's soon

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.errors import GatewayError, printable
+from gateway.net.poller import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -201,7 +202,7 @@ async def _attempt(address: Address, options: DialOptions) -> socket.socket:
             sock.bind((options.bind_address, 0))
         result = sock.connect_ex(address.sockaddr)
         if result == errno.EINPROGRESS:
-            await trio.lowlevel.wait_writable(sock)
+            await _wait_event(sock)
             result = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if result:
             raise OSError(result, os.strerror(result))
@@ -209,6 +210,14 @@ async def _attempt(address: Address, options: DialOptions) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+async def _wait_event(sock: socket.socket) -> None:
+    ready = Readiness(sock)
+    try:
+        await ready.wait()
+    finally:
+        ready.close()
 
 
 def _set_options(sock: socket.socket, options: DialOptions) -> None:

@@ -1,19 +1,20 @@
-"""One SSH link on trio: the loops that move its bytes, and its channels as `ChannelPort` objects.
+"""One SSH link on trio: what moves its bytes, and its channels as `ChannelPort` objects.
 
 THEORY OF OPERATION
 
-Three tasks per link. ``_read`` receives a batch, lets the protocol process it (channel data
-reaches its sink inside that call), dispatches the events, and flushes. ``_write`` sleeps until
-``flush`` met a full carrier. ``_watch`` looks at the clock: keepalive, rekeying by time, replies
-that nobody reads.
+The carrier calls ``_carrier_ready`` (see `gateway.net.poller`); no task wakes for it. Reading is:
+receive a batch, let the protocol process it (channel data reaches its sink inside that call), let
+the sinks write what they gathered, dispatch the events, flush. The link's one task, ``_watch``,
+looks at the clock: keepalive, rekeying by time, replies that nobody reads.
 
 ``flush`` is a plain function: whoever has put something into the outbound buffer calls it once, at
-the end of its batch, and the bytes leave in one system call without waking a task. If the carrier
-is full, the rest is ``_write``'s, and producers that find no room wait in ``_room``.
+the end of its batch, and the bytes leave in one system call. If the carrier is full, the rest goes
+when it has room again. Who finds no room for data meanwhile waits for a turn: `Turns` says in which
+order.
 
-No task of a link raises for what the network does: the first error goes to ``_fail``, which ends
-the three tasks; every port learns about it, and ``failure`` says what it was. The nursery that
-runs a link never sees an exception from it, so one broken link breaks nothing else.
+Nothing in a link raises for what the network does: the first error goes to ``_fail``, which ends
+``run``; every port learns about it, and ``failure`` says what it was. The nursery that runs a link
+never sees an exception from it, so one broken link breaks nothing else.
 
 Between two awaits nothing else runs. Everything in here relies on that: there is no lock.
 """
@@ -35,6 +36,7 @@ from gateway.errors import (
     RemoteProtocolError,
     printable,
 )
+from gateway.net import poller
 from gateway.ssh.channel import SendState
 
 if TYPE_CHECKING:
@@ -42,12 +44,14 @@ if TYPE_CHECKING:
 
     from gateway.net.carrier import Carrier
     from gateway.ssh.channel import Channel
+    from gateway.ssh.packets import Outbound
     from gateway.ssh.protocol import Protocol
 
 # ---- our own choices -----------------------------------------------------------------------------
 WATCH_INTERVAL_S: Final = 5.0
 CONGESTION_DEADLINE_S: Final = 30.0  # a peer that asks but never reads the answers is cut off
 GOODBYE_DEADLINE_S: Final = 1.0  # for DISCONNECT to leave
+BATCHES_AT_ONCE: Final = 4  # received before other links have their turn
 
 _link_ids = count(1)
 
@@ -68,6 +72,7 @@ class ChannelPort:
         self.close_received = False
         self.failure: GatewayError | None = None
         self.on_change: Callable[[], object] = _nothing
+        self.on_writable: Callable[[], object] = _nothing
         self.on_request: Callable[[events.ChannelRequested], bool] = _refuse_request
         self.on_reply: Callable[[bool], None] = _ignore_reply
         self._opened = trio.Event()
@@ -108,7 +113,7 @@ class ChannelPort:
             if self.link.protocol.outbound.accepts_data:
                 await self._credit.park()
             else:
-                await self.link.room.park()
+                await self.link.turns.tasks.park()
 
     def consumed(self, length: int) -> None:
         """Give back credit for bytes that the sink had kept."""
@@ -137,6 +142,7 @@ class ChannelPort:
                 self.fail(ChannelOpenError(reason_code, printable(description)))
             case events.ChannelWritable():
                 self._credit.unpark_all()
+                self.on_writable()
             case events.ChannelEofReceived():
                 self.eof_received = True
                 self.on_change()
@@ -185,6 +191,47 @@ def _ignore_reply(_success: bool) -> None:  # noqa: FBT001 - a callback's only a
     pass
 
 
+class Turns:
+    """Who waits for room in a link's outbound buffer, and in which order they get it.
+
+    Channels that send little go first, so that a keystroke does not wait for a backup. The others
+    take turns, a batch each.
+    """
+
+    __slots__ = ("_bulk", "_small", "tasks")
+
+    def __init__(self) -> None:
+        self._small: deque[Callable[[], None]] = deque()
+        self._bulk: deque[Callable[[], None]] = deque()
+        self.tasks = trio.lowlevel.ParkingLot()
+
+    def wait(self, function: Callable[[], None], *, is_bulk: bool) -> None:
+        """Have a function called once, when there is room; it asks again if it needs more."""
+        (self._bulk if is_bulk else self._small).append(function)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether anybody waits for a turn as bulk."""
+        return bool(self._bulk)
+
+    def give(self, outbound: Outbound) -> bool:
+        """Give everybody who waits a turn, as far as there is room; say whether some had none."""
+        for waiting in (self._small, self._bulk):
+            for _ in range(len(waiting)):
+                if not outbound.accepts_data:
+                    return True
+                waiting.popleft()()
+        if self.tasks and outbound.accepts_data:
+            self.tasks.unpark_all()
+        return bool(self._small or self._bulk)
+
+    def discard(self) -> None:
+        """Forget who waits: the link is lost, and they know."""
+        self._small.clear()
+        self._bulk.clear()
+        self.tasks.unpark_all()
+
+
 class Link:
     """An SSH protocol on a carrier. ``handler`` gets the events that concern no single channel."""
 
@@ -201,8 +248,9 @@ class Link:
         self.protocol = protocol
         self.carrier = carrier
         self.failure: GatewayError | None = None
-        self.room = trio.lowlevel.ParkingLot()
+        self.turns = Turns()
         self.ended = trio.Event()
+        self.at_batch_end: list[Callable[[], None]] = []  # who kept views into the receive buffer
         self._handler = handler
         self._alive_interval_s = alive_interval_s
         self._alive_deadline_s = alive_interval_s * alive_count_max
@@ -210,9 +258,11 @@ class Link:
         self._heard_s = 0.0
         self._ports: dict[int, ChannelPort] = {}
         self._scope = trio.CancelScope()
-        self._writer_wanted = trio.Event()
-        self._writer_is_busy = False
-        self._drained = trio.lowlevel.ParkingLot()
+        self._may_have_input = False
+        self._has_ended_input = False
+        self._carrier_is_full = False
+        self._is_congested = False  # reading waits until replies have left
+        self._sent = trio.lowlevel.ParkingLot()
         self._awaited_replies: deque[Callable[[events.GlobalReplied], None]] = deque()
 
     def __repr__(self) -> str:
@@ -223,64 +273,90 @@ class Link:
         """Whether nothing can be carried any more."""
         return self.failure is not None
 
-    # -- the loops ---------------------------------------------------------------------------------
+    # -- moving bytes ------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Carry bytes until the link ends; ``failure`` says why. Raises nothing for the network."""
         self._heard_s = trio.current_time()
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    self.flush()
-                    nursery.start_soon(self._read)
-                    nursery.start_soon(self._write)
-                    nursery.start_soon(self._watch)
+                self.carrier.watch(self._carrier_ready)
+                self.flush()
+                await self._watch()
         finally:
             self._fail(ConnectionLost("the link was closed"))
             await self._say_goodbye()
             self.protocol.discard()
             self.carrier.close()
 
-    async def _read(self) -> None:
+    def _carrier_ready(self, event: int) -> None:
+        """Take an event of the poller. A defect of our own ends this link and no other."""
+        try:
+            if event & poller.WRITABLE and self._carrier_is_full:
+                self._carrier_is_full = False
+                self._sent.unpark_all()
+                if self.failure is None:
+                    self.flush()
+            if event & poller.READABLE and self.failure is None:
+                self._may_have_input = True
+                self._has_ended_input = bool(event & poller.ENDED)
+                self._read()
+            self._give_turns()
+        except Exception as error:
+            self._fail(ConnectionLost(f"internal error: {error!r}"))
+            raise
+
+    def _read(self) -> None:
+        """Receive what there is, a few batches at most."""
         protocol, carrier, inbound = self.protocol, self.carrier, self.protocol.inbound
         try:
-            while True:
+            for _ in range(BATCHES_AT_ONCE):
+                if self.failure is not None:
+                    return
+                if not protocol.may_read:
+                    self._is_congested = True
+                    return
                 space = inbound.space()
                 try:
                     length = carrier.recv_into(space)
                 except BlockingIOError:
                     inbound.idle()
-                    await carrier.wait_readable()
-                    continue
-                now_s = self._heard_s = trio.current_time()
-                is_all = length < len(space)
-                protocol.received(length, now_s)
+                    self._may_have_input = False
+                    return
+                self._heard_s = trio.current_time()
+                protocol.received(length, self._heard_s)
+                self._end_batch()
                 self.dispatch()
                 self.flush()
-                if not protocol.may_read:
-                    await self._drained.park()
-                if is_all:
-                    await carrier.wait_readable()
-                else:
-                    await trio.lowlevel.checkpoint()
+                if length < len(space) and not self._has_ended_input:
+                    self._may_have_input = False
+                    return
         except ConnectionLost as error:
             self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error}"))
         except GatewayError as error:
+            self._end_batch()
             self.dispatch()
             self._fail(error)
         except OSError as error:
             self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error.strerror}"))
+        else:
+            poller.current().again(self._read_on)
 
-    async def _write(self) -> None:
-        try:
-            while True:
-                await self._writer_wanted.wait()
-                await self.carrier.wait_writable()
-                self._writer_wanted = trio.Event()
-                self._writer_is_busy = False
-                self.flush()
-        except (OSError, trio.ClosedResourceError) as error:
-            self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error}"))
+    def _read_on(self) -> None:
+        if self._may_have_input:
+            self._carrier_ready(poller.ENDED if self._has_ended_input else poller.INPUT)
+
+    def _end_batch(self) -> None:
+        """Let the sinks write what they gathered; the receive buffer is good until here."""
+        if self.at_batch_end:
+            for deliver in self.at_batch_end:
+                deliver()
+            self.at_batch_end.clear()
+        self.protocol.inbound.idle()
+
+    def _give_turns(self) -> None:
+        if self.turns.give(self.protocol.outbound) and self.protocol.outbound.accepts_data:
+            poller.current().again(self._give_turns)
 
     async def _watch(self) -> None:
         """Look at the clock. Any byte from the peer counts as life (RFC 4254 has no keepalive)."""
@@ -324,24 +400,22 @@ class Link:
 
     def flush(self) -> None:
         """Send what the outbound buffer holds, as far as the carrier takes it now."""
-        if self._writer_is_busy:
+        if self._carrier_is_full:
             return
         outbound = self.protocol.outbound
-        self.protocol.transport.rekey_if_due(trio.current_time())
+        self.protocol.transport.rekey_if_due(self._heard_s)
         try:
             while (data := outbound.data_to_send()) is not None:
                 outbound.data_sent(self.carrier.send(data))
         except BlockingIOError:
-            self._writer_is_busy = True
-            self._writer_wanted.set()
+            self._carrier_is_full = True
             return
         except OSError as error:
             self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error.strerror}"))
             return
-        if outbound.accepts_data:
-            self.room.unpark_all()
-        if self.protocol.may_read:
-            self._drained.unpark_all()
+        if self._is_congested and self.protocol.may_read:
+            self._is_congested = False
+            poller.current().again(self._read_on)
 
     async def _say_goodbye(self) -> None:
         """Let DISCONNECT leave, within a deadline; the carrier may be gone already."""
@@ -353,8 +427,9 @@ class Link:
                     try:
                         outbound.data_sent(self.carrier.send(data))
                     except BlockingIOError:
-                        await self.carrier.wait_writable()
-            except (OSError, trio.ClosedResourceError):
+                        self._carrier_is_full = True
+                        await self._sent.park()
+            except OSError:
                 return
 
     def _fail(self, failure: GatewayError) -> None:
@@ -366,7 +441,7 @@ class Link:
         for port in list(self._ports.values()):
             port.fail(ConnectionLost(str(failure)))
         self._ports.clear()
-        self.room.unpark_all()
+        self.turns.discard()
 
     def close(self, reason: str = "closed by us") -> None:
         """End the link; ``run`` returns soon after."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.errors import NetworkSetupError
+from gateway.net.poller import Readiness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -101,12 +102,13 @@ async def serve(
 
     The handler owns the socket and must not raise.
     """
+    ready = Readiness(listener)
     while True:
         try:
             client, _ = listener.accept()
         except BlockingIOError:
             try:
-                await trio.lowlevel.wait_readable(listener)
+                await ready.wait()
             except trio.ClosedResourceError:
                 return
         except OSError as error:

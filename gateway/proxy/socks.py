@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.errors import ChannelOpenError, ConnectionLost, GatewayError, printable
+from gateway.net import poller
 from gateway.net.listen import describe
+from gateway.net.poller import Readiness
 from gateway.net.relay import Relay
 from gateway.socks.replies import ReplyCode, reply_for_open_failure
 from gateway.socks.server import NotSocksError, SocksError, SocksServer
@@ -42,15 +44,13 @@ class SocksProxy:
         except (OSError, GatewayError) as error:
             log.debug("a SOCKS client left: %s", error)
         finally:
-            if sock.fileno() >= 0:
-                trio.lowlevel.notify_closing(sock)
-                sock.close()
+            poller.close(sock)
 
     async def _serve(self, sock: socket.socket) -> None:
-        server = SocksServer()
+        server, ready = SocksServer(), Readiness(sock)
         with trio.move_on_after(HANDSHAKE_TIMEOUT_S) as deadline:
             try:
-                if not await self._read_request(sock, server):
+                if not await self._read_request(sock, ready, server):
                     return
             except SocksError as error:
                 await self._report_bad_input(sock, server, error)
@@ -82,13 +82,15 @@ class SocksProxy:
             return
         await Relay(sock, port).run(server.early_data())
 
-    async def _read_request(self, sock: socket.socket, server: SocksServer) -> bool:
+    async def _read_request(
+        self, sock: socket.socket, ready: Readiness, server: SocksServer
+    ) -> bool:
         """Read until the request is complete; say whether it is (or the client left)."""
         while server.request is None:
             try:
                 data = sock.recv(min(RECEIVE_SIZE, server.room))
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(sock)
+                await ready.wait()
                 continue
             if not data:
                 return False
@@ -113,10 +115,11 @@ class SocksProxy:
         if last_words:
             sock.send(last_words)
         sock.shutdown(socket.SHUT_WR)
+        ready = Readiness(sock)
         with trio.move_on_after(CLOSE_TIMEOUT_S):
             while True:
                 try:
                     if not sock.recv(RECEIVE_SIZE):
                         return
                 except BlockingIOError:
-                    await trio.lowlevel.wait_readable(sock)
+                    await ready.wait()

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import LocalProtocolError, RemoteProtocolError
 from gateway.ssh import messages
-from gateway.ssh.packets import MAXIMUM_DATA, ROOM
+from gateway.ssh.packets import MAXIMUM_DATA, ROOM, slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,6 +196,33 @@ class Channel:
         self._outbound.seal_channel_data(self.remote_channel, data_length)
         self.remote_window -= data_length
         self.bytes_out += data_length
+
+    def rooms(self) -> list[memoryview]:
+        """As ``room``, for as many packets as may be sent now. Then ``send_rooms``."""
+        outbound, window = self._outbound, self.remote_window
+        if not outbound.accepts_data or not window:
+            room = self.room()
+            return [room] if room else []
+        if self.send_state is not SendState.OPEN:
+            raise LocalProtocolError(f"cannot send data: {self!r}")
+        size = self.remote_maximum_packet_size
+        rooms = slots(size)[1][: -(-outbound.data_space // size)]
+        if window >= len(rooms) * size:
+            return rooms
+        whole, part = divmod(window, size)
+        return [*rooms[:whole], rooms[whole][:part]] if part else rooms[:whole]
+
+    def send_rooms(self, data_length: int) -> None:
+        """Send the first ``data_length`` bytes of what ``rooms`` returned."""
+        self.remote_window -= data_length
+        self.bytes_out += data_length
+        size = self.remote_maximum_packet_size
+        for slot in slots(size)[0]:
+            length = min(size, data_length)
+            self._outbound.seal_channel_data(self.remote_channel, length, slot)
+            data_length -= length
+            if not data_length:
+                return
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what fits of ``data``; return how much that was."""

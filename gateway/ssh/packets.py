@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import LocalProtocolError, RemoteProtocolError
@@ -57,6 +58,8 @@ BUFFER_SIZE: Final = 768 * 1024  # DATA_LIMIT, one largest packet, the lane, the
 LANE_LIMIT: Final = 64 * 1024  # waiting control messages after which nothing more is read
 LANE_HARD_LIMIT: Final = 1024 * 1024  # … and after which the peer is abusing a key exchange
 RECEIVE_SIZE: Final = 256 * 1024  # bytes asked of the carrier at once
+MAXIMUM_SLOTS: Final = 64  # packets read for at once
+SLOT_PADDING: Final = 32  # more than one block and MINIMUM_PADDING
 POOL_KEEPS: Final = 16  # free buffers kept
 
 # packet_length, padding_length, SSH_MSG_CHANNEL_DATA, recipient channel, data length
@@ -65,9 +68,18 @@ _HEADER: Final = struct.Struct(">IB")
 _LENGTH: Final = struct.Struct(">I")
 DATA_HEADROOM: Final = _DATA_HEADER.size
 
-_SCRATCH: Final = memoryview(bytearray(MAXIMUM_PACKET_LENGTH + 4 + MAXIMUM_PADDING))
+_SCRATCH: Final = memoryview(bytearray(2 * (MAXIMUM_PACKET_LENGTH + 4 + MAXIMUM_PADDING)))
 ROOM: Final = _SCRATCH[DATA_HEADROOM : DATA_HEADROOM + MAXIMUM_DATA]
 """Where a producer puts channel data; valid until the next await. See the contract above."""
+
+
+@lru_cache(maxsize=16)
+def slots(data_size: int) -> tuple[list[memoryview], list[memoryview]]:
+    """Cut the scratch into slots for packets of ``data_size``: whole slots, and their ROOMs."""
+    stride = DATA_HEADROOM + data_size + SLOT_PADDING
+    count = min(MAXIMUM_SLOTS, -(-DATA_LIMIT // (data_size + SLOT_PADDING)))
+    whole = [_SCRATCH[start : start + stride] for start in range(0, count * stride, stride)]
+    return whole, [slot[DATA_HEADROOM : DATA_HEADROOM + data_size] for slot in whole]
 
 
 class BufferPool:
@@ -127,8 +139,15 @@ class Outbound:
 
     # -- data plane --------------------------------------------------------------------------------
 
-    def seal_channel_data(self, recipient_channel: int, data_length: int) -> None:
-        """Seal the first bytes in ROOM as one CHANNEL_DATA; ``accepts_data`` must be true."""
+    @property
+    def data_space(self) -> int:
+        """Bytes that may be added before DATA_LIMIT."""
+        return DATA_LIMIT - self._end
+
+    def seal_channel_data(
+        self, recipient_channel: int, data_length: int, slot: memoryview = _SCRATCH
+    ) -> None:
+        """Seal the first bytes in a slot's ROOM as one CHANNEL_DATA; ``accepts_data`` is true."""
         cipher = self.cipher
         block = cipher.block_size
         padding_length = block - (cipher.aligned_header + 10 + data_length) % block
@@ -136,7 +155,7 @@ class Outbound:
             padding_length += block
         packet_length = 10 + data_length + padding_length
         _DATA_HEADER.pack_into(
-            _SCRATCH,
+            slot,
             0,
             packet_length,
             padding_length,
@@ -145,13 +164,13 @@ class Outbound:
             data_length,
         )
         stop = 4 + packet_length
-        _SCRATCH[stop - padding_length : stop] = self._padding[:padding_length]
+        slot[stop - padding_length : stop] = self._padding[:padding_length]
         wire = self._wire
         if wire is None:
             wire = self._wire = POOL.take()
         start = self._end
         end = start + stop + cipher.tag_size
-        cipher.seal_into(self.sequence_number, _SCRATCH[:stop], wire[start:end])
+        cipher.seal_into(self.sequence_number, slot[:stop], wire[start:end])
         self.sequence_number = (self.sequence_number + 1) & 0xFFFF_FFFF
         self.packets_since_newkeys += 1
         self.bytes_since_newkeys += data_length

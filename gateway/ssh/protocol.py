@@ -122,7 +122,6 @@ class Protocol:
         except RemoteProtocolError as error:
             self._give_up(error)
             raise
-        self.inbound.idle()
 
     def _receive_packets(self, now_s: float) -> None:
         transport, inbound = self.transport, self.inbound

@@ -158,7 +158,7 @@ async def test_a_peer_that_asks_but_never_reads_is_cut_off(autojump_clock):
                     links.link.flush()
                     with trio.move_on_after(1):
                         await links.server.ended.wait()
-                    await links.client_carrier.wait_writable()
+                    await trio.testing.wait_all_tasks_blocked()
 
             nursery.start_soon(ask)
             await links.server.ended.wait()

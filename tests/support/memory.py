@@ -11,6 +11,7 @@ import trio
 
 from gateway import events
 from gateway.errors import ChannelClosed, ConnectionLost
+from gateway.net import poller
 from gateway.net.link import ChannelPort, Link
 from gateway.net.login import ClientLink
 from gateway.ssh.protocol import ClientSetup, Protocol, ServerSetup
@@ -35,7 +36,7 @@ class Pipe:
         self.data = bytearray()
         self.is_closed = False
         self.is_frozen = False
-        self.changed = trio.lowlevel.ParkingLot()
+        self.watchers: list[Callable[[], None]] = []
 
     @property
     def is_readable(self) -> bool:
@@ -47,10 +48,15 @@ class Pipe:
         """Whether a write does not wait."""
         return self.is_closed or len(self.data) < self.capacity
 
+    def tell(self) -> None:
+        """Something changed: let both ends look."""
+        for watcher in self.watchers:
+            watcher()
+
     def thaw(self) -> None:
         """Let bytes arrive again."""
         self.is_frozen = False
-        self.changed.unpark_all()
+        self.tell()
 
 
 class MemoryCarrier:
@@ -68,6 +74,8 @@ class MemoryCarrier:
         self.writes = 0
         self.most: int | None = None
         self.before: Callable[[str], None] = _no_fault
+        self._on_ready: Callable[[int], None] = _nobody
+        self._is_telling = False
 
     def recv_into(self, space: memoryview) -> int:
         """See `Carrier`."""
@@ -78,7 +86,7 @@ class MemoryCarrier:
         count = min(len(space), len(self.inbox.data), self.most or len(space))
         space[:count] = self.inbox.data[:count]
         del self.inbox.data[:count]
-        self.inbox.changed.unpark_all()
+        self.inbox.tell()
         return count
 
     def send(self, data: memoryview) -> int:
@@ -92,34 +100,46 @@ class MemoryCarrier:
             raise BlockingIOError
         self.writes += 1
         self.outbox.data += data[:count]
-        self.outbox.changed.unpark_all()
+        self.outbox.tell()
         return count
 
-    async def wait_readable(self) -> None:
+    def watch(self, on_ready: Callable[[int], None]) -> None:
         """See `Carrier`."""
-        await self._wait(self.inbox, lambda: self.inbox.is_readable)
+        self._on_ready = on_ready
+        for pipe in (self.inbox, self.outbox):
+            pipe.watchers.append(self._tell_soon)
+        self._tell_soon()
 
-    async def wait_writable(self) -> None:
-        """See `Carrier`."""
-        await self._wait(self.outbox, lambda: self.outbox.is_writable)
+    def _tell_soon(self) -> None:
+        if not self._is_telling:
+            self._is_telling = True
+            poller.current().again(self._tell)
+
+    def _tell(self) -> None:
+        self._is_telling = False
+        event = poller.INPUT * self.inbox.is_readable | poller.OUTPUT * self.outbox.is_writable
+        if self.inbox.is_closed and not self.inbox.is_frozen:
+            event |= poller.ENDED
+        if event and not self.is_closed:
+            self._on_ready(event)
 
     def close(self) -> None:
         """See `Carrier`."""
         self.is_closed = True
         for pipe in (self.inbox, self.outbox):
             pipe.is_closed = True
-            pipe.changed.unpark_all()
+            pipe.tell()
 
     def _check_open(self) -> None:
         if self.is_closed:
             raise OSError(errno.EBADF, "Bad file descriptor")
 
-    async def _wait(self, pipe: Pipe, is_ready: Callable[[], bool]) -> None:
-        await trio.lowlevel.checkpoint()
-        while not self.is_closed and not is_ready():
-            await pipe.changed.park()
         if self.is_closed:
             raise trio.ClosedResourceError
+
+
+def _nobody(_event: int) -> None:
+    pass
 
 
 def _no_fault(_operation: str) -> None:

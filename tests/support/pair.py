@@ -38,6 +38,7 @@ def feed(protocol: Protocol, data: bytes | memoryview, now_s: float = 0.0) -> No
         count = min(len(space), len(view))
         space[:count] = view[:count]
         protocol.received(count, now_s)
+        protocol.inbound.idle()
         view = view[count:]
 
 

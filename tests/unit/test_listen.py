@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from gateway.errors import NetworkSetupError
-from gateway.net import listen
+from gateway.net import listen, poller
 from gateway.net.listen import (
     addresses_to_bind,
     describe,
@@ -140,8 +140,7 @@ async def test_a_closed_listener_ends_its_accept_loop() -> None:
     async def handle(sock: socket.socket) -> None:
         accepted.append(sock.getblocking())
         sock.close()
-        trio.lowlevel.notify_closing(listener)
-        listener.close()
+        poller.close(listener)
 
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
@@ -155,8 +154,11 @@ async def test_a_closed_listener_ends_its_accept_loop() -> None:
 async def test_running_out_of_descriptors_is_a_pause(
     number: int, autojump_clock: trio.testing.MockClock
 ) -> None:
+    real = socket.socket()
+
     class Exhausted:
         calls = 0
+        fileno = real.fileno
 
         def accept(self) -> tuple[socket.socket, str]:
             self.calls += 1
@@ -164,8 +166,9 @@ async def test_running_out_of_descriptors_is_a_pause(
 
     exhausted = Exhausted()
     started_s = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        await serve(exhausted, trio.sleep, nursery)  # type: ignore[arg-type]
+    with real:
+        async with trio.open_nursery() as nursery:
+            await serve(exhausted, trio.sleep, nursery)  # type: ignore[arg-type]
     assert exhausted.calls == 4
     assert trio.current_time() - started_s == pytest.approx(3 * listen.EXHAUSTED_PAUSE_S)
 

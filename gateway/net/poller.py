@@ -1,0 +1,193 @@
+"""Sockets that are looked after by a plain function instead of a task.
+
+THEORY OF OPERATION
+
+A trip through trio's scheduler costs more than sealing a packet, and a link makes one for each
+batch that it receives. So the sockets on the hot path are registered, once and edge-triggered, in
+an epoll instance of our own, and what happens on them is handled by functions that never wait.
+
+One system task runs the rounds. Idle, it waits in trio for the epoll instance itself, which is a
+descriptor like any other. After a round it expects the next one soon and waits in epoll directly,
+for a millisecond at most: under load, or while somebody types, trio is not asked at all. It gets
+its turn before every such wait if a handler has made a task runnable (an `Instrument` sees that),
+and once a millisecond in any case, for its timers, threads and signals.
+
+Edge-triggered means (epoll(7)): after an event, read until `BlockingIOError` or a short read. A
+short read is the end only if the event had not said that the peer hung up, for then the end of the
+data is still to be read and no further event comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    Handler = Callable[[int], None]
+
+log = logging.getLogger(__name__)
+
+INPUT: Final = select.EPOLLIN
+ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+READABLE: Final = INPUT | ENDED
+OUTPUT: Final = select.EPOLLOUT
+WRITABLE: Final = OUTPUT | select.EPOLLHUP | select.EPOLLERR
+CLOSED: Final = 0
+_INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+LINGER_S: Final = 0.001  # the shortest wait that epoll can be asked for
+EVENTS_AT_ONCE: Final = 64
+
+
+class Poller:
+    """The registered sockets of one trio run; `current` returns it."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._again: list[Callable[[], None]] = []
+        self._sleep = trio.CancelScope()
+        self._runnable = _Runnable()
+
+    def watch(self, sock: socket.socket | int, handler: Handler) -> None:
+        """Call ``handler`` with epoll's events of a socket, from now on.
+
+        What is ready already is told too, also if the socket was watched before. The handler must
+        not block.
+        """
+        fd = sock if isinstance(sock, int) else sock.fileno()
+        try:
+            if fd in self._handlers:
+                self._epoll.modify(fd, _INTEREST)
+            else:
+                self._epoll.register(fd, _INTEREST)
+        except FileNotFoundError:  # its number belonged to one that was closed without forget()
+            self._epoll.register(fd, _INTEREST)
+        self._handlers[fd] = handler
+
+    def forget(self, sock: socket.socket | int) -> None:
+        """Stop watching, and tell the handler CLOSED. To be called before the socket is closed."""
+        fd = sock if isinstance(sock, int) else sock.fileno()
+        if (handler := self._handlers.pop(fd, None)) is not None:
+            self._epoll.unregister(fd)
+            handler(CLOSED)
+
+    def again(self, function: Callable[[], None]) -> None:
+        """Call a function in the next round, after others had their turn: it has more to do."""
+        self._again.append(function)
+        self._sleep.cancel()
+
+    async def run(self) -> None:
+        """Make rounds until cancelled. A handler that raises is a defect of its own, logged."""
+        trio.lowlevel.add_instrument(self._runnable)
+        try:
+            while True:
+                self._sleep = trio.CancelScope()
+                if not self._again:
+                    with self._sleep:
+                        await trio.lowlevel.wait_readable(self._epoll.fileno())
+                await self._rounds()
+        finally:
+            trio.lowlevel.remove_instrument(self._runnable)
+            self._epoll.close()
+
+    async def _rounds(self) -> None:
+        """Handle events until none came for LINGER_S."""
+        runnable = self._runnable.tasks
+        next_turn_s = trio.current_time() + LINGER_S
+        while True:
+            busy = self._again or runnable
+            ready = self._epoll.poll(0 if busy else LINGER_S, EVENTS_AT_ONCE)
+            if not ready and not busy:
+                return
+            again, self._again = self._again, []
+            for fd, event in ready:
+                if (handler := self._handlers.get(fd)) is not None:
+                    try:
+                        handler(event)
+                    except Exception:
+                        log.exception("internal error in %r", handler)
+            for function in again:
+                try:
+                    function()
+                except Exception:
+                    log.exception("internal error in %r", function)
+            now_s = trio.current_time()
+            if runnable or now_s >= next_turn_s:
+                await trio.lowlevel.checkpoint()
+                next_turn_s = now_s + LINGER_S
+
+
+class _Runnable(trio.abc.Instrument):
+    """Knows which tasks wait for their turn to run."""
+
+    def __init__(self) -> None:
+        self.tasks: set[trio.lowlevel.Task] = set()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.tasks.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.tasks.discard(task)
+
+
+_current = trio.lowlevel.RunVar[Poller]("gateway poller")
+
+
+def current() -> Poller:
+    """Return the poller of this trio run; the first call starts it."""
+    try:
+        return _current.get()
+    except LookupError:
+        poller = Poller()
+        _current.set(poller)
+        trio.lowlevel.spawn_system_task(poller.run)
+        return poller
+
+
+class Readiness:
+    """A watched socket as a task sees it: try, and ``await wait()`` after a `BlockingIOError`.
+
+    To be closed before the socket; who waits then gets `trio.ClosedResourceError`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._fd = sock.fileno()
+        self._has_event = False
+        self._is_closed = False
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._poller = current()
+        self._poller.watch(self._fd, self._happened)
+
+    def _happened(self, event: int) -> None:
+        self._has_event = True
+        self._is_closed = self._is_closed or event == CLOSED
+        self._waiting.unpark_all()
+
+    async def wait(self) -> None:
+        """Return after the next event."""
+        if self._has_event:
+            await trio.lowlevel.checkpoint()
+        while not self._has_event:
+            await self._waiting.park()
+        self._has_event = False
+        if self._is_closed:
+            raise trio.ClosedResourceError
+
+    def close(self) -> None:
+        """Stop watching."""
+        if not self._is_closed:
+            self._poller.forget(self._fd)
+
+
+def close(sock: socket.socket) -> None:
+    """Stop watching a socket and close it; harmless if it is closed."""
+    if sock.fileno() >= 0:
+        current().forget(sock)
+        sock.close()

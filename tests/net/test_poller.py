@@ -1,0 +1,171 @@
+"""The poller: events to functions, tasks that get their turn, and what a defect does to others."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+import trio
+import trio.testing
+
+from gateway.net import poller
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours, theirs
+
+
+async def seen(events, count=1):
+    with trio.fail_after(5):
+        while len(events) < count:
+            await trio.sleep(0.001)
+    return events
+
+
+async def test_an_event_comes_once_until_there_is_more(pair):
+    ours, theirs = pair
+    events = []
+    poller.current().watch(ours, events.append)
+    await seen(events)
+    assert events == [poller.OUTPUT]
+    theirs.send(b"x")
+    await seen(events, 2)
+    await trio.sleep(0.01)
+    assert len(events) == 2, "edge-triggered: what was not read is not told again"
+    theirs.send(b"y")
+    await seen(events, 3)
+    assert all(event & poller.INPUT for event in events[1:])
+    theirs.close()
+    await seen(events, 4)
+    assert events[3] & poller.ENDED
+
+
+async def test_watching_again_tells_what_is_ready(pair):
+    ours, theirs = pair
+    first, second = [], []
+    theirs.send(b"x")
+    poller.current().watch(ours, first.append)
+    await seen(first)
+    poller.current().watch(ours, second.append)
+    await seen(second)
+    assert second[0] & poller.INPUT
+    assert len(first) == 1
+
+
+async def test_a_forgotten_socket_is_told_and_silent(pair):
+    ours, theirs = pair
+    events = []
+    poller.current().watch(ours, events.append)
+    poller.current().forget(ours)
+    poller.current().forget(ours)
+    theirs.send(b"x")
+    await trio.sleep(0.01)
+    assert events == [poller.CLOSED]
+
+
+async def test_a_number_that_was_closed_without_a_word_is_watched_anew():
+    events = []
+    gone, gone_theirs = socket.socketpair()
+    poller.current().watch(gone, events.append)
+    number = gone.fileno()
+    gone.close()
+    ours, theirs = socket.socketpair()
+    with gone_theirs, ours, theirs:
+        assert ours.fileno() == number
+        poller.current().watch(ours, events.append)
+        await seen(events)
+
+
+async def test_a_defect_in_one_handler_leaves_the_others(pair, caplog):
+    ours, _ = pair
+    other, other_theirs = socket.socketpair()
+    events = []
+
+    def broken(_event):
+        raise RuntimeError("a defect")
+
+    with other, other_theirs:
+        poller.current().watch(ours, broken)
+        poller.current().watch(other, events.append)
+        poller.current().again(lambda: broken(0))
+        await seen(events)
+    assert "a defect" in caplog.text
+
+
+async def test_again_wakes_a_sleeping_poller_and_comes_in_order():
+    poller.current()
+    await trio.testing.wait_all_tasks_blocked()
+    calls = []
+    poller.current().again(lambda: calls.append(1))
+    poller.current().again(lambda: calls.append(2))
+    assert await seen(calls, 2) == [1, 2]
+
+
+async def test_tasks_and_timers_go_on_while_events_never_end():
+    calls = 0
+
+    def busy():
+        nonlocal calls
+        calls += 1
+        poller.current().again(busy)
+
+    poller.current().again(busy)
+    began_s = time.monotonic()
+    for _ in range(20):
+        await trio.sleep(0.001)
+    assert calls > 20
+    assert time.monotonic() - began_s < 2
+
+
+async def test_a_task_that_a_handler_wakes_runs_at_once(pair):
+    """Not after LINGER_S: a hundred trips take less than a hundred times that."""
+    ours, theirs = pair
+    theirs.setblocking(False)
+    trips = 300
+
+    async def echo():
+        ready = poller.Readiness(theirs)
+        for _ in range(trips):
+            while True:
+                try:
+                    theirs.send(theirs.recv(1))
+                    break
+                except BlockingIOError:
+                    await ready.wait()
+
+    ready = poller.Readiness(ours)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        began_s = time.monotonic()
+        for _ in range(trips):
+            ours.send(b"x")
+            while True:
+                try:
+                    ours.recv(1)
+                    break
+                except BlockingIOError:
+                    await ready.wait()
+        took_s = time.monotonic() - began_s
+    assert took_s < trips * poller.LINGER_S
+
+
+async def test_who_waits_for_a_socket_that_is_closed_hears_of_it(pair):
+    ours, _ = pair
+    ready = poller.Readiness(ours)
+    await ready.wait()  # it is writable
+
+    async def wait():
+        with pytest.raises(trio.ClosedResourceError):
+            await ready.wait()
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            poller.close(ours)
+            poller.close(ours)
