@@ -177,7 +177,7 @@ class Relay:
         gathered = self._gathered
         if not gathered:
             self._port.link.at_batch_end.append(self._deliver)
-        gathered.append(data[:])  # a view of its own: the caller releases ``data``
+        gathered.append(data)
         if len(gathered) >= GATHER_MAXIMUM:
             self._deliver()
         return 0

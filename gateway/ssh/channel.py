@@ -18,8 +18,8 @@ nothing.
 
 Data does not queue in here. Out: ``room`` says how much may be sent *before* it is read from
 anywhere, and ``send_room`` seals it. In: ``sink`` is called with a view into the receive buffer,
-valid during the call; it returns how many bytes it consumed and gives the rest back later with
-``consumed``. Credit goes to the peer only for what was consumed, so a slow reader stops only
+good until the end of the batch; it returns how many bytes it consumed and gives the rest back later
+with ``consumed``. Credit goes to the peer only for what was consumed, so a slow reader stops only
 itself.
 """
 
@@ -92,6 +92,10 @@ RECEIVE_TABLE: Final = {
     (ReceiveState.OPEN, ChannelEvent.CLOSE): ReceiveState.CLOSE_RECEIVED,
     (ReceiveState.EOF_RECEIVED, ChannelEvent.CLOSE): ReceiveState.CLOSE_RECEIVED,
 }
+
+
+_RECEIVE_OPEN: Final = ReceiveState.OPEN  # looking up a member costs more than all the rest
+_CLOSE_SENT: Final = SendState.CLOSE_SENT
 
 
 def discard(data: memoryview) -> int:
@@ -274,16 +278,15 @@ class Channel:
 
     # -- receiving ---------------------------------------------------------------------------------
 
-    def receive_data(self, data: memoryview) -> None:
+    def receive_data(self, data: memoryview, length: int) -> None:
         """Pass data to the sink. The hot path: one call from `connection`, one to the sink."""
-        length = len(data)
-        if self.receive_state is not ReceiveState.OPEN:
+        if self.receive_state is not _RECEIVE_OPEN:
             raise RemoteProtocolError(f"data on a channel that takes none: {self!r}")
         if length > self.local_window:
             raise RemoteProtocolError(f"{length} bytes exceed the window: {self!r}")
         self.local_window -= length
         self.bytes_in += length
-        if self.send_state is SendState.CLOSE_SENT:
+        if self.send_state is _CLOSE_SENT:
             return  # crossed our CLOSE on the way; nobody will read it, and no credit is needed
         consumed = self.sink(data)
         if consumed:

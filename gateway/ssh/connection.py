@@ -15,6 +15,7 @@ MAXIMUM_CHANNELS.
 
 from __future__ import annotations
 
+import struct
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from gateway.ssh.packets import Outbound
 
+_DATA: Final = struct.Struct(">BII")  # SSH_MSG_CHANNEL_DATA, recipient channel, data length
 MAXIMUM_CHANNELS: Final = 16_384  # as OpenSSH, CHANNELS_MAX_CHANNELS
 MAXIMUM_TEXT: Final = 200  # characters of a description that we send
 
@@ -175,15 +177,16 @@ class Connection:
 
     def receive_data(self, payload: memoryview) -> None:
         """CHANNEL_DATA, the short way: number, recipient channel, length, data."""
-        length = len(payload) - 9
-        if length < 0 or int.from_bytes(payload[5:9], "big") != length:
+        data = payload[9:]
+        if len(payload) < 9:
+            raise RemoteProtocolError("CHANNEL_DATA that is cut off")
+        _, channel_id, length = _DATA.unpack_from(payload)
+        if len(data) != length:
             raise RemoteProtocolError("CHANNEL_DATA whose length field is wrong")
-        channel = self.channels.get(int.from_bytes(payload[1:5], "big"))
+        channel = self.channels.get(channel_id)
         if channel is None:
             raise RemoteProtocolError("CHANNEL_DATA for a channel that does not exist")
-        data = payload[9:]
-        channel.receive_data(data)
-        data.release()  # a sink that kept the view finds out at once
+        channel.receive_data(data, length)
 
     def receive(self, payload: bytes) -> None:
         """Take any other message of 80-100, 192 or 193."""

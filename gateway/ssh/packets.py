@@ -6,12 +6,12 @@ its payload, no await, no log line. tests/perf/test_call_budget.py counts the ca
 
 THE BUFFER CONTRACT
 
-Out.  ``ROOM`` is the one place in the process where plaintext is put together: a header's width,
-then
-      the payload. A producer writes its data there (``sock.recv_into(room)``) and calls
-      ``seal_channel_data`` in the same breath: ROOM is good *only until the next await*, because
-      any other link may use it then. Sealing goes from ROOM into the link's wire buffer, so
-      plaintext and wire image are two things, and unacknowledged plaintext could be kept one day.
+Out.  Plaintext is put together in one place in the process, cut into ``slots``: a header's width,
+      then room for the payload. A producer reads into the rooms of several slots at once
+      (``os.readv(fd, rooms)``) and calls ``seal_channel_data`` for each in the same breath: a room
+      is good *only until the next await*, because any other link may use it then. Sealing goes
+      from there into the link's wire buffer, so plaintext and wire image are two things, and
+      unacknowledged plaintext could be kept one day.
 
       The wire buffer is filled from the front until DATA_LIMIT, sent until it is empty, and given
       back to the pool: an idle link owns none. Data may start below DATA_LIMIT only; what lies
@@ -22,8 +22,8 @@ then
       ``accepts_data`` is false, so a CLOSE never overtakes the data before it, nor data a CLOSE.
 
 In.   The carrier writes into ``space()``; ``next_payload`` opens one packet where it stands and
-      returns a view of its payload, good *until the next call*. The buffer is the pool's as soon as
-      no part of a packet is left in it.
+      returns a view of its payload, good *until the end of the batch*: until ``space`` or ``idle``
+      is called next. The buffer is the pool's as soon as no part of a packet is left in it.
 
 Fixed sizes throughout: a bytearray with a live memoryview cannot be resized.
 """
