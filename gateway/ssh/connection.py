@@ -178,9 +178,7 @@ class Connection:
     def receive_data(self, payload: memoryview) -> None:
         """CHANNEL_DATA, the short way: number, recipient channel, length, data."""
         data = payload[9:]
-        if len(payload) < 9:
-            raise RemoteProtocolError("CHANNEL_DATA that is cut off")
-        _, channel_id, length = _DATA.unpack_from(payload)
+        _, channel_id, length = _DATA.unpack_from(payload) if len(payload) >= 9 else (0, 0, -1)
         if len(data) != length:
             raise RemoteProtocolError("CHANNEL_DATA whose length field is wrong")
         channel = self.channels.get(channel_id)
