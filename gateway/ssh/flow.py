@@ -44,7 +44,9 @@ nothing back, it only gives no credit until the peer has used up the difference.
 *Memory.* A peer may fill all the credit it has. What is more than MINIMUM_WINDOW of each channel is
 taken from a `Budget`, a tree: process, user, link. No node may hold more than stays free beside it
 (dynamic thresholds, Choudhury and Hahne 1998, alpha = 1): a lone link gets half, and n greedy users
-1/(n+1) each with as much still free for the next.
+1/(n+1) each with as much still free for the next. Who holds more than that by now shrinks, a round
+at a time. Credit that a channel was opened with cannot be taken back either, so opening uses a part
+of the budget only, and many idle channels leave the rest to the busy ones.
 
 A peer that does not answer for ANSWER_DEADLINE_S is not measured: DEFAULT_WINDOW for each channel
 in, no limit out, until it answers.
@@ -67,6 +69,7 @@ DEMAND_KEEPS: Final = 0.75  # what a channel was seen to use fades so in a round
 CREDIT_FRACTION: Final = 4  # credit goes back when it is this part of the window …
 CREDIT_STEP: Final = 512 * KIB  # … or this much, so that large windows do not come in bursts
 UNLIMITED: Final = 1 << 62
+OPEN_FRACTION: Final = 4  # of a link's budget for credit before use: idle channels keep it for good
 # ---- probes --------------------------------------------------------------------------------------
 PROBE_INTERVAL_S: Final = 0.010  # a round's least length: below, rates are scheduling noise
 PROBE_BYTES: Final = 16 * KIB  # less than this since the last probe is no load …
@@ -328,19 +331,19 @@ class Budget:
         self.used = 0
 
     def limit(self) -> int:
-        """Return how many bytes this node may hold: never more than stays free beside it."""
-        return self.total if self.parent is None else self.total - self.parent.used
+        """Return how many bytes this node may hold: half of what the others leave, at each level.
+
+        So it never holds more than stays free beside it.
+        """
+        parent = self.parent
+        if parent is None:
+            return self.total
+        others = parent.used - self.used
+        return min((self.total - others) // 2, parent.limit() - others)
 
     def take(self, count: int) -> int:
         """Take up to ``count`` bytes here and in every node above; return how many."""
-        node: Budget | None = self
-        while node is not None:
-            # What is taken lowers the parent's free part too, hence the half.
-            free = node.limit() - node.used
-            count = min(count, free if node.parent is None else free // 2)
-            node = node.parent
-        if count <= 0:
-            return 0
+        count = max(min(count, self.limit() - self.used), 0)
         self._add(count)
         return count
 
@@ -419,7 +422,9 @@ class Shares:
         size = min(self._meter.target_in // (len(self._active) + 1), INITIAL_WINDOW)
         if self._meter.is_lost:
             size = DEFAULT_WINDOW
-        return ReceiveWindow(MINIMUM_WINDOW + self._budget.take(size - MINIMUM_WINDOW))
+        free = self._budget.limit() // OPEN_FRACTION - self._budget.used
+        taken = self._budget.take(min(size - MINIMUM_WINDOW, free))
+        return ReceiveWindow(MINIMUM_WINDOW + taken)
 
     def received(self, window: ReceiveWindow, count: int) -> None:
         """Note data for a channel. Once per packet."""

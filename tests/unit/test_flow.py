@@ -368,7 +368,7 @@ def test_a_budget_returns_to_zero_and_nobody_takes_all(steps):
             taken = link.take(count)
             assert 0 <= taken <= count
             assert link.used == before + taken
-            assert taken == 0 or link.used <= process.total - process.used
+            assert link.used <= process.total - process.used or taken == 0
         assert process.used == sum(user.used for user in users) <= process.total
         for user in users:
             assert user.used <= process.total // 2
@@ -382,4 +382,21 @@ def test_a_greedy_link_leaves_half_and_the_next_gets_half_of_that():
     process = Budget(64 * MIB)
     links = [Budget(parent=Budget(parent=process)) for _ in range(3)]
     assert [link.take(64 * MIB) // MIB for link in links] == [32, 16, 8]
-    assert [link.limit() // MIB for link in links] == [32, 48, 56]
+    assert [link.limit() // MIB for link in links] == [20, 12, 8]
+    for _ in range(10):  # as end_round does
+        for link in links:
+            link.give_back(max(link.used - link.limit(), 0))
+            link.take(64 * MIB)
+    assert [round(link.used / MIB) for link in links] == [16, 16, 16]
+
+
+def test_idle_channels_leave_the_budget_to_the_busy_one():
+    sim = Sim()
+    link = line(sim, 100e6, RTT_S, Budget(parent=Budget(parent=Budget())))
+    for _ in range(1000):
+        link.shares.open()
+    download = link.download()
+    sim.run(2)
+    before = download.bytes_in
+    sim.run(5)
+    assert download.bytes_in - before >= 0.95 * 3 * 100e6
