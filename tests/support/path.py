@@ -12,7 +12,8 @@ import random
 from itertools import count
 from typing import TYPE_CHECKING
 
-from gateway.ssh.flow import DEFAULT_WINDOW, Budget, PathMeter, ReceiveWindow, Shares
+from gateway.ssh.flow import PathMeter
+from gateway.ssh.windows import DEFAULT_WINDOW, Budget, ReceiveWindow, Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,14 +120,14 @@ class Download:
         assert size <= window.granted
         self.bytes_in += size
         line.bytes_in += size
-        line.shares.received(window, size)
+        window.received(size)
         if self.reads:
-            self.give(window.consumed(size))
+            self.give(line.shares.consumed(window, size))
         line.pump()
 
     def read(self, size: int) -> None:
         """A slow reader takes some of what is held."""
-        self.give(self.window.consumed(min(size, self.window.held)))
+        self.give(self.line.shares.consumed(self.window, min(size, self.window.held)))
 
     def give(self, credit: int) -> None:
         if credit:
@@ -215,8 +216,8 @@ class Line:
             def returned() -> None:
                 self.echoes_s.append((sent_s, self.sim.now_s - sent_s))
                 self.bytes_in += SMALL
-                self.shares.received(window, SMALL)
-                window.consumed(SMALL)
+                window.received(SMALL)
+                self.shares.consumed(window, SMALL)
                 self.pump()
 
             self.bytes_out += SMALL

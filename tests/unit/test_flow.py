@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 
 from gateway.ssh.flow import (
     ANSWER_DEADLINE_S,
-    DEFAULT_WINDOW,
     INITIAL_WINDOW,
     MAXIMUM_WINDOW,
-    MINIMUM_WINDOW,
+    MINIMUM_TARGET,
     PROBE_BYTES,
     UNLIMITED,
-    Budget,
     PathMeter,
+)
+from gateway.ssh.windows import (
+    DEFAULT_WINDOW,
+    MINIMUM_WINDOW,
+    Budget,
     ReceiveWindow,
     Shares,
     fair_level,
@@ -121,7 +124,7 @@ def test_channels_that_use_little_keep_small_windows_and_take_no_share():
     sim.run(20)
     assert stream.bytes_in >= 0.95 * 0.3e6 * 20
     assert bulk.bytes_in + stream.bytes_in >= 0.95 * SLOW * 20
-    assert stream.window.size <= 2 * MINIMUM_WINDOW
+    assert stream.window.size <= 2 * MINIMUM_TARGET
 
 
 @pytest.mark.parametrize("share", [0.005, 0.05, 0.3, 1.0])
@@ -310,6 +313,7 @@ def test_an_upload_never_waits_for_a_probe_that_is_not_sent():
     )
 )
 def test_credit_is_conserved_and_progress_always_possible(steps):
+    shares = Shares(PathMeter(), Budget())
     budget = Budget(256 * 1024)
     size = MINIMUM_WINDOW + budget.take(INITIAL_WINDOW - MINIMUM_WINDOW)
     window = ReceiveWindow(size)
@@ -321,7 +325,7 @@ def test_credit_is_conserved_and_progress_always_possible(steps):
             received += taken
             window.received(taken)
         elif what == "read":
-            given_credit += window.consumed(min(count, window.held))
+            given_credit += shares.consumed(window, min(count, window.held))
         else:
             window.resize(max(count, MINIMUM_WINDOW), budget)
             given_credit += window.credit()
@@ -332,7 +336,7 @@ def test_credit_is_conserved_and_progress_always_possible(steps):
         assert window.size <= MINIMUM_WINDOW + window.charged
         assert budget.used == window.charged <= budget.total
         assert window.granted or window.held
-    given_credit += window.consumed(window.held)
+    given_credit += shares.consumed(window, window.held)
     assert window.granted * 2 >= window.size
 
 
@@ -348,7 +352,8 @@ def test_shares_are_max_min_fair(demands, target):
 def test_a_round_costs_what_is_active():
     shares = Shares(PathMeter(), Budget())
     windows = [shares.open() for _ in range(1000)]
-    shares.received(windows[0], 100)
+    windows[0].received(100)
+    shares.consumed(windows[0], 100)
     assert shares.end_round() == []
     assert [window.size for window in windows[:2]] == [MINIMUM_WINDOW, windows[1].granted]
     assert not shares._active
