@@ -332,6 +332,18 @@ class OpenSSH:
             return [path, *arguments]
         return ["chroot", str(self.root), str(self.inside(Path(path))), *arguments]
 
+    def on_this_machine(self, program: str, *arguments: str) -> list[str]:
+        """Return what runs a program with the files, the users and the shell of this machine.
+
+        One that is unpacked somewhere else finds its libraries by the loader that came with it.
+        """
+        command = self.command(program, *arguments)
+        if self.root is None:
+            return command
+        (loader,) = self.root.glob("usr/lib/*/ld-linux*.so.*")
+        path = f"{self.root}{command[2]}"
+        return [str(loader), "--library-path", str(loader.parent), path, *arguments]
+
     def _search_path(self) -> str:
         if self.root is not None:
             return f"{self.root}/usr/bin:{self.root}/usr/sbin"
