@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.clients import last_keys
 from tests.interop.targets import content
 from tests.support.programs import GATEWAY, client_options, make_keys, running_sshd
 
@@ -22,7 +23,7 @@ TYPES = {
     "rsa2048": ["-t", "rsa", "-b", "2048"],
 }
 
-DATA = content("login keys", 40_000)
+DATA = content("login keys", 100_000)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -72,17 +73,22 @@ def login(openssh, server, *options):
     at = shared.index("-i")
     del shared[at : at + 2]
     return subprocess.run(
-        [*GATEWAY, "connect", *map(str, options), "-o", "RekeyLimit=16K", *shared,
+        [*GATEWAY, "connect", "-v", "-v", *map(str, options), "-o", "RekeyLimit=16K", *shared,
          "root@127.0.0.1", openssh.cat],
         input=DATA, capture_output=True, check=False, timeout=30,
     )  # fmt: skip
 
 
 def logs_in(*arguments):
-    """Log in with success; return what was said."""
+    """Log in with success; return what was said.
+
+    Only bytes make us rekey, so the third keys show that the second have moved some.
+    """
     result = login(*arguments)
     assert (result.returncode, result.stdout == DATA) == (0, True), result.stderr
-    return result.stderr.decode()
+    said = result.stderr.decode()
+    assert last_keys(said) > 2
+    return said
 
 
 def refused(*arguments):

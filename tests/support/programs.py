@@ -82,12 +82,16 @@ class Program:
         with self._changed:
             self._changed.notify_all()
 
-    def wait_line(self, pattern: str, timeout_s: float = READY_TIMEOUT_S) -> re.Match[str]:
-        """Return the match of the first line with ``pattern``; fail with all lines otherwise."""
+    def wait_line(
+        self, pattern: str, timeout_s: float = READY_TIMEOUT_S, *, first: int = 0
+    ) -> re.Match[str]:
+        """Return the match of the first line with ``pattern``, from the line number ``first`` on;
+        fail with all lines otherwise.
+        """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                for line in self.lines:
+                for line in self.lines[first:]:
                     if match := re.search(pattern, line):
                         return match
                 remaining = deadline - time.monotonic()
@@ -433,18 +437,6 @@ def client_options(server: Endpoint) -> list[str]:
     ]  # fmt: skip
 
 
-@contextlib.contextmanager
-def running_proxy(server: Endpoint, *options: str, user: str = "root") -> Iterator[int]:
-    """Run `gateway connect -N -D` to a server; yield the proxy's port."""
-    port = free_port()
-    with running(
-        *GATEWAY, "connect", "-N", "-D", str(port), *client_options(server), *options,
-        f"{user}@127.0.0.1",
-    ) as program:  # fmt: skip
-        program.wait_line(f"SOCKS proxy on localhost:{port}")
-        yield port
-
-
 @dataclass(frozen=True)
 class Proxy:
     """A running SOCKS proxy."""
@@ -455,7 +447,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def running_connect(server: Endpoint, *options: str) -> Iterator[Proxy]:
-    """Run `gateway connect -N -D` as `running_proxy` does; yield the program as well."""
+    """Run `gateway connect -N -D` to a server."""
     port = free_port()
     with running(
         *GATEWAY, "connect", "-N", "-D", str(port), *client_options(server), *options,
