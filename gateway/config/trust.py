@@ -6,20 +6,19 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway.config.files import read_if_exists
+from gateway.config.revoked import RevokedKeys
 from gateway.config.ssh_config import StrictHostKeyChecking
-from gateway.errors import ConfigError, HostKeyError, RemoteProtocolError
+from gateway.errors import ConfigError, HostKeyError
 from gateway.ssh.certificates import Certificate
-from gateway.ssh.keys import numbered_lines, read_key_text, rsa_bits
+from gateway.ssh.keys import rsa_bits
 from gateway.ssh.known_hosts import KnownHosts, Status, Verdict, format_line, host_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gateway.config.ssh_config import HostConfig
     from gateway.ssh.keys import PublicKey
 
 DEFAULT_PORT: Final = 22  # a HostKeyAlias stands in known_hosts without a port
-KRL_MAGIC: Final = b"SSHKRL"  # OpenSSH PROTOCOL.krl
 
 
 class Person(Protocol):
@@ -51,12 +50,14 @@ class HostKeyChecker:
         self._host, self._port = recorded_as(config)
         self.may_update = False
         """UpdateHostKeys: the user, or a file of the user's, has vouched for the plain key."""
-        self._revoked_blobs = {
-            blob: path for path in config.revoked_host_keys for blob in _read_revoked(path)
-        }
+        self._revoked = RevokedKeys(config.revoked_host_keys)
         files = (*config.known_hosts_files, *config.global_known_hosts_files)
         self._known = KnownHosts.parse(
-            [(str(path), text) for path in files if (text := read_if_exists(path)) is not None]
+            [
+                (str(path), text)
+                for path in files
+                if (text := read_if_exists(path, "UserKnownHostsFile")) is not None
+            ]
         )
 
     @property
@@ -108,16 +109,12 @@ class HostKeyChecker:
             )
 
     def _check_revoked_files(self, key: PublicKey) -> None:
-        """RevokedHostKeys: the key, a certificate's key, and its CA."""
-        keys = [key]
-        if isinstance(key, Certificate):
-            keys += [key.key, key.ca_key]
-        for shown in keys:
-            if path := self._revoked_blobs.get(shown.blob):
-                raise HostKeyError(
-                    f"the host key of {self._host}, {shown.fingerprint}, is listed in "
-                    f"RevokedHostKeys {path}: do not connect, and ask the server's administrator"
-                )
+        """RevokedHostKeys: the key, a certificate, its key, and its CA's."""
+        if reason := self._revoked.reason(key):
+            raise HostKeyError(
+                f"the host key of {self._host}, {key.fingerprint}, is revoked in {reason}: "
+                f"do not connect, and ask the server's administrator"
+            )
 
     def _check_allowed(self, verdict: Verdict) -> None:
         """A key without its certificate must itself be one of HostKeyAlgorithms, as in ssh 10."""
@@ -215,45 +212,3 @@ def _file(verdict: Verdict) -> str:
 
 def _place(verdict: Verdict) -> str:
     return verdict.entry.place if verdict.entry else "known_hosts"
-
-
-def read_if_exists(path: Path) -> bytes | None:
-    """Return a file's content; None if it does not exist. Anything else is an error, not trust."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if str(path) == os.devnull:
-            return None
-        raise ConfigError(
-            f"known_hosts cannot be read: {error.strerror}",
-            where=str(path),
-            remedy="make it readable, or name another one with -o UserKnownHostsFile=FILE",
-        ) from error
-
-
-def _read_revoked(path: Path) -> list[bytes]:
-    """Return the keys of a RevokedHostKeys file, one a line. A file that cannot be used refuses
-    every connection, as in ssh(1).
-    """
-    text = read_if_exists(path)
-    where = f"RevokedHostKeys {path}"
-    if text is None:
-        raise ConfigError("there is no such file", where=where, remedy="name one that exists")
-    if text.startswith(KRL_MAGIC):
-        raise ConfigError(
-            "binary revocation lists are not supported yet",
-            where=where,
-            remedy="list the public keys as text, one a line",
-        )
-    blobs = []
-    for number, line in numbered_lines(text, str(path)):
-        if line.strip() and not line.startswith("#"):
-            try:
-                blobs.append(read_key_text(line)[1])
-            except (ValueError, RemoteProtocolError) as error:
-                raise ConfigError(
-                    f"this is not a key: {error}", where=f"{where}:{number}"
-                ) from error
-    return blobs

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.config.fields import UpdateHostKeys
-from gateway.config.trust import read_if_exists, recorded_as
+from gateway.config.files import read_if_exists
+from gateway.config.trust import recorded_as
 from gateway.errors import ConfigError
 from gateway.ssh.known_hosts import (
     HostKeyUpdate,
@@ -55,7 +56,7 @@ class HostKeyUpdater:
         files = [
             (str(path), text)
             for path in self._config.known_hosts_files
-            if (text := read_if_exists(path)) is not None
+            if (text := read_if_exists(path, "UserKnownHostsFile")) is not None
         ]
         return KnownHosts.parse(files).plan_update(self._host, self._port, keys)
 
@@ -84,7 +85,7 @@ class HostKeyUpdater:
 
     def _edit(self, path: Path, update: HostKeyUpdate, add: Sequence[PublicKey]) -> None:
         """Change a file as it is now: others may have written to it in the meantime."""
-        text = read_if_exists(path) or b""
+        text = read_if_exists(path, "UserKnownHostsFile") or b""
         known = KnownHosts.parse([(str(path), text)])
         deprecated = {entry.blob for entry in update.deprecated}
         remove = known.lines_to_remove(self._host, self._port, deprecated)
