@@ -141,6 +141,20 @@ def test_certificates_that_the_server_refuses(
     assert "refused the login" in refused(openssh, by_certificate, "-i", key)
 
 
+@pytest.mark.parametrize("openssh", ["newest"], indirect=True)
+def test_signatures_that_the_server_takes_of_this_user_only(openssh, folder, place):
+    """It says so in a second EXT_INFO, to clients that take one: ext-info-in-auth@openssh.com."""
+    keys = make_keys(place)
+    key = folder / "user_rsa2048"
+    keys.authorized.write_text(key.with_suffix(".pub").read_text())
+    extra = "Match User root\n PubkeyAcceptedAlgorithms rsa-sha2-256\n"
+    with running_sshd(keys, extra, openssh, "DEBUG1") as server:
+        logs_in(openssh, server, "-i", key)
+        log = "\n".join(server.program.lines)
+    assert "rsa-sha2-512 not in PubkeyAcceptedAlgorithms" not in log
+    assert "Accepted publickey for root" in log
+
+
 @pytest.mark.parametrize("certified", [False, True], ids=["plain", "certificate"])
 @pytest.mark.parametrize("name", TYPES)
 def test_host_keys(openssh, folder, place, name, certified):

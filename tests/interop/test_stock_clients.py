@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interop.clients import last_keys
 from tests.interop.targets import (
     UNKNOWN_NAME,
     Target,
@@ -261,9 +260,10 @@ def _use_asyncssh(keys: Keys, port: int, page: int) -> None:
         with running_connect(server, "-v", "-v", "-o", "RekeyLimit=1M") as proxy:
             option, url = ("--socks5-hostname", f"localhost:{proxy.port}"), "http://localhost"
             assert curl(*option, f"{url}:{page}/").stdout == PAGE
+            proxy.program.wait_line(r"\bkeys 2: ")
+            assert curl(*option, f"{url}:{page}/").stdout == PAGE
             assert b"(5)" in curl(*option, f"{url}:{free_port()}/").stderr
             assert b"(4)" in curl(*option, f"http://{UNKNOWN_NAME}/").stderr
-            assert last_keys("\n".join(proxy.program.lines)) > 2
         result = subprocess.run(
             [*GATEWAY, "connect", *client_options(server), "root@127.0.0.1", "say", "it"],
             input=PAGE, capture_output=True, timeout=30, check=False,
