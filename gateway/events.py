@@ -53,6 +53,14 @@ class KeysExchanged(Event):
     mac_server_to_client: str
     strict: bool
 
+    @property
+    def algorithms(self) -> str:
+        """What was agreed on, for a log."""
+        client = f"{self.cipher_client_to_server} {self.mac_client_to_server}".strip()
+        server = f"{self.cipher_server_to_client} {self.mac_server_to_client}".strip()
+        strict = "" if self.strict else ", not strict"
+        return f"{self.kex}, {self.host_key}, client {client}, server {server}{strict}"
+
 
 @dataclass(frozen=True, slots=True)
 class SignatureWanted(Event):
