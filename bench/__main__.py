@@ -13,12 +13,12 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import socks
+from bench import echo, many, path, socks
 from bench.programs import fail
 from bench.rounds import Command, execute
 from tests.support.programs import sshd_path
 
-COMMANDS = (socks.COMMAND,)
+COMMANDS = (socks.COMMAND, path.COMMAND, echo.COMMAND, many.COMMAND)
 
 
 def positive(text: str) -> int:

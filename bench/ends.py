@@ -19,7 +19,10 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BLOCK = 8 << 20  # the file that is sent over and over
 RECEIVE = 256 << 10  # fits the L2 cache

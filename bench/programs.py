@@ -32,7 +32,7 @@ from tests.support.programs import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
-    from typing import Any
+    from typing import Any, Self
 
 SAME_CIPHER = "aes128-gcm@openssh.com"
 ENDS = [sys.executable, "-IS", str(Path(__file__).with_name("ends.py"))]
@@ -269,7 +269,14 @@ class Client:
     def stop(self) -> None:
         """End it, whatever it does."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.ended:
+            self.stop()
 
 
 def client(case: Case, task: str, target_port: int, **options: float) -> Client:
@@ -286,7 +293,8 @@ def client(case: Case, task: str, target_port: int, **options: float) -> Client:
 
 def ask(case: Case, task: str, target_port: int, **options: float) -> dict[str, Any]:
     """Measure one thing through a case."""
-    return client(case, task, target_port, **options).finish()
+    with client(case, task, target_port, **options) as asked:
+        return asked.finish()
 
 
 # ---- processor time and memory -------------------------------------------------------------------

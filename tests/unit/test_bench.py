@@ -75,9 +75,9 @@ def test_a_bar_holds_in_each_tree_and_is_left_out_where_nothing_was_measured():
 
 
 def test_a_table_of_results_has_a_cell_only_where_there_is_a_figure():
-    shown = Table("bulk", (Column("MB/s", "MB/s"), Column("x", "MB/s", PEER), Column("y", "none")))
+    shown = Table("bulk", (Column("MB/s", "MB/s"), Column("x", "MB/s", PEER), Column("yy", "none")))
     assert results_table(shown, {"us": "ssh"}, {"MB/s": {"ssh": [10.0], "us": [8.0]}}) == [
-        "| bulk | MB/s |    x |  y |",
+        "| bulk | MB/s |    x | yy |",
         "| ---- | ---: | ---: | -: |",
         "| ssh  | 10.0 |      |    |",
         "| us   | 8.00 | 0.80 |    |",

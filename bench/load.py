@@ -1,0 +1,81 @@
+"""Small and large streams on one link at the same time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.figures import percentile
+from bench.programs import ask, client, fail
+
+if TYPE_CHECKING:
+    from bench.programs import Bed, Case
+
+BEFORE, AFTER = (
+    0.3,
+    0.3,
+)  # of the echoes' time: how much longer the bulk runs, so as to fill the way
+SETTLE_ECHOES = 5
+SETTLE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How many streams of each kind, and for how long the echoes are sent."""
+
+    bulk: int
+    echo: int
+    seconds: float
+    interval_s: float
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Milliseconds of the echoes alone and beside bulk, and the bytes of each bulk stream."""
+
+    alone_ms: list[float]
+    loaded_ms: list[float]
+    stream_bytes: list[float]
+    bulk_s: float
+
+    @property
+    def bulk_mb_per_s(self) -> float:
+        """All bulk streams together."""
+        return sum(self.stream_bytes) / self.bulk_s / 1e6
+
+
+def echo_beside_bulk(case: Case, bed: Bed, direction: str, mix: Mix) -> Loaded:
+    """Echo alone, then beside bulk; afterwards the link is quiet again."""
+    alone_ms = paced_ms(case, bed, mix, mix.seconds / 2)
+    bulk_s = mix.seconds * (BEFORE + 1 + AFTER)
+    task = f"bulk {direction}"
+    with client(case, task, bed.bulk_port, streams=mix.bulk, seconds=bulk_s) as bulk:
+        time.sleep(mix.seconds * BEFORE)
+        loaded_ms = paced_ms(case, bed, mix, mix.seconds)
+        stream_bytes = bulk.finish()["bytes"]
+    settle(case, bed, percentile(alone_ms, 50))
+    return Loaded(alone_ms, loaded_ms, stream_bytes, bulk_s)
+
+
+def paced_ms(case: Case, bed: Bed, mix: Mix, seconds: float) -> list[float]:
+    found = ask(
+        case,
+        "paced echo",
+        bed.echo_port,
+        streams=mix.echo,
+        seconds=seconds,
+        interval_s=mix.interval_s,
+    )
+    return [took_us / 1000 for took_us in found["µs"]]
+
+
+def settle(case: Case, bed: Bed, idle_ms: float) -> None:
+    """Wait until what a cut transfer left under way is gone."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        took_us = ask(case, "echo", bed.echo_port, count=SETTLE_ECHOES)["µs"]
+        if percentile(took_us, 50) / 1000 < 2 * idle_ms + 1:
+            return
+        time.sleep(0.2)
+    fail(f"{case.name} does not come to rest")
