@@ -285,7 +285,11 @@ def receive_answer(sock: socket.socket) -> int:
 
 
 def paced_echo(socks: list[socket.socket], seconds: float, interval_s: float) -> Outcome:
-    """Microseconds of 64-byte echoes sent by the clock, whether earlier ones are back or not."""
+    """Microseconds of 64-byte echoes sent by the clock, whether earlier ones are back or not.
+
+    The streams take turns within an interval: all at once they would wait for each other, since
+    sshd leaves Nagle's algorithm on.
+    """
     for sock in socks:
         sock.send(b"echo\n")
     poller, places = poller_of(socks, select.EPOLLIN)
@@ -297,10 +301,10 @@ def paced_echo(socks: list[socket.socket], seconds: float, interval_s: float) ->
     while True:
         now_s = time.perf_counter()
         if due_s <= now_s and due_s < end_s:
-            for sock in socks:
-                sock.send(STAMP.pack(time.perf_counter()).ljust(ECHO_BYTES))
-            sent += len(socks)
-            due_s += interval_s
+            sock = socks[sent % len(socks)]
+            sock.send(STAMP.pack(time.perf_counter()).ljust(ECHO_BYTES))
+            sent += 1
+            due_s += interval_s / len(socks)
         elif due_s >= end_s and (len(took) == sent or now_s > end_s + LATE_S):
             break
         wait_s = (due_s if due_s < end_s else end_s + LATE_S) - time.perf_counter()

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.figures import percentile
-from bench.programs import ask, client, fail
+from bench.programs import ask, client, fail, say
 
 if TYPE_CHECKING:
     from bench.programs import Bed, Case
 
-BEFORE, AFTER = (
-    0.3,
-    0.3,
-)  # of the echoes' time: how much longer the bulk runs, so as to fill the way
+BEFORE = 0.3  # of the echoes' time: how much earlier the bulk begins, so as to fill the way
+AFTER_S = 1.5  # how much longer it lasts, since the echoes' own streams are opened through it
 SETTLE_ECHOES = 5
 SETTLE_TIMEOUT_S = 30.0
 
@@ -48,11 +46,13 @@ class Loaded:
 def echo_beside_bulk(case: Case, bed: Bed, direction: str, mix: Mix) -> Loaded:
     """Echo alone, then beside bulk; afterwards the link is quiet again."""
     alone_ms = paced_ms(case, bed, mix, mix.seconds / 2)
-    bulk_s = mix.seconds * (BEFORE + 1 + AFTER)
+    bulk_s = mix.seconds * (BEFORE + 1) + AFTER_S
     task = f"bulk {direction}"
     with client(case, task, bed.bulk_port, streams=mix.bulk, seconds=bulk_s) as bulk:
         time.sleep(mix.seconds * BEFORE)
         loaded_ms = paced_ms(case, bed, mix, mix.seconds)
+        if bulk.ended:
+            say(f"{case.name}: the bulk ended before the echoes")
         stream_bytes = bulk.finish()["bytes"]
     settle(case, bed, percentile(alone_ms, 50))
     return Loaded(alone_ms, loaded_ms, stream_bytes, bulk_s)
