@@ -5,7 +5,8 @@
 Each direction by itself: what is read waits until the line, which sends so many bits in a second,
 is free, leaves, and arrives the delay later. Only what has not left yet fills the buffer; what is
 under way does not. A full buffer is not read into, as a router's would not take more; what the
-kernel would hide before and behind it is kept small. A rate of 0 is a line that is always free.
+kernel would hide before and behind it is kept small, and so are segments: by their size the kernel
+chooses how much a sender may have in its socket. A rate of 0 is a line that is always free.
 
 TCP ends at the relay: nothing is lost, and both ends see a round trip of no time. So what is
 measured is what the programs above TCP do about a long line, not what congestion control does.
@@ -161,9 +162,10 @@ static void end_line(int index) {
 }
 
 static void prepare(int s) {
-    int one = 1, size = HIDDEN;
+    int one = 1, packet = PACKET, size = HIDDEN;
     setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (rate) {
+        setsockopt(s, IPPROTO_TCP, TCP_MAXSEG, &packet, sizeof packet);
         setsockopt(s, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
         setsockopt(s, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     }
@@ -314,6 +316,7 @@ Line = tuple[Way, Way]
 def prepare(sock: socket.socket, rate: int) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if rate:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, PACKET)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, HIDDEN)
 

@@ -284,14 +284,18 @@ def receive_answer(sock: socket.socket) -> int:
     return int(line)
 
 
-def paced_echo(socks: list[socket.socket], seconds: float, interval_s: float) -> Outcome:
+def paced_echo(
+    socks: list[socket.socket], seconds: float, interval_s: float, wait_s: float
+) -> Outcome:
     """Microseconds of 64-byte echoes sent by the clock, whether earlier ones are back or not.
 
     The streams take turns within an interval: all at once they would wait for each other, since
     sshd leaves Nagle's algorithm on.
     """
     for sock in socks:
-        sock.send(b"echo\n")
+        echo(sock, 1)
+    print("ready", flush=True)
+    time.sleep(wait_s)
     poller, places = poller_of(socks, select.EPOLLIN)
     partial = [b""] * len(socks)
     took: list[float] = []

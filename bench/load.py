@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.figures import percentile
-from bench.programs import ask, client, fail, say
+from bench.programs import ask, client, fail
 
 if TYPE_CHECKING:
-    from bench.programs import Bed, Case
+    from bench.programs import Bed, Case, Client
 
 BEFORE = 0.3  # of the echoes' time: how much earlier the bulk begins, so as to fill the way
-AFTER_S = 1.5  # how much longer it lasts, since the echoes' own streams are opened through it
+BEGIN_S = 0.5  # for the bulk's process to begin
 SETTLE_ECHOES = 5
 SETTLE_TIMEOUT_S = 30.0
 
@@ -44,30 +44,38 @@ class Loaded:
 
 
 def echo_beside_bulk(case: Case, bed: Bed, direction: str, mix: Mix) -> Loaded:
-    """Echo alone, then beside bulk; afterwards the link is quiet again."""
-    alone_ms = paced_ms(case, bed, mix, mix.seconds / 2)
-    bulk_s = mix.seconds * (BEFORE + 1) + AFTER_S
-    task = f"bulk {direction}"
-    with client(case, task, bed.bulk_port, streams=mix.bulk, seconds=bulk_s) as bulk:
-        time.sleep(mix.seconds * BEFORE)
-        loaded_ms = paced_ms(case, bed, mix, mix.seconds)
-        if bulk.ended:
-            say(f"{case.name}: the bulk ended before the echoes")
-        stream_bytes = bulk.finish()["bytes"]
+    """Echo alone, then beside bulk; afterwards the link is quiet again.
+
+    The echoes' streams are opened before the bulk's, which last as long as echoes are sent.
+    """
+    wait_s = BEGIN_S + mix.seconds * BEFORE
+    bulk_s = wait_s + mix.seconds
+    with paced(case, bed, mix, mix.seconds / 2) as alone:
+        alone_ms = milliseconds(alone)
+    with paced(case, bed, mix, mix.seconds, wait_s) as echoes:
+        echoes.wait_ready()
+        task = f"bulk {direction}"
+        with client(case, task, bed.bulk_port, streams=mix.bulk, seconds=bulk_s) as bulk:
+            loaded_ms = milliseconds(echoes)
+            stream_bytes = bulk.finish()["bytes"]
     settle(case, bed, percentile(alone_ms, 50))
     return Loaded(alone_ms, loaded_ms, stream_bytes, bulk_s)
 
 
-def paced_ms(case: Case, bed: Bed, mix: Mix, seconds: float) -> list[float]:
-    found = ask(
+def paced(case: Case, bed: Bed, mix: Mix, seconds: float, wait_s: float = 0.0) -> Client:
+    return client(
         case,
         "paced echo",
         bed.echo_port,
         streams=mix.echo,
         seconds=seconds,
         interval_s=mix.interval_s,
+        wait_s=wait_s,
     )
-    return [took_us / 1000 for took_us in found["µs"]]
+
+
+def milliseconds(echoes: Client) -> list[float]:
+    return [took_us / 1000 for took_us in echoes.finish()["µs"]]
 
 
 def settle(case: Case, bed: Bed, idle_ms: float) -> None:

@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING
 
 from bench.figures import AT_LEAST, AT_MOST, PEER, Bar, Column, Table, divide, percentile
 from bench.load import Mix, echo_beside_bulk
-from bench.programs import Bed, Case, Client, Spec, client, memory_mb, standard_specs, start
+from bench.path import SLOW
+from bench.programs import Bed, Case, Client, Line, Spec, client, memory_mb, standard_specs, start
 from bench.rounds import ROOT, Command, Option, Part, Run
 
 if TYPE_CHECKING:
     import argparse
 
-DIRECTIONS = {"get": "downloads", "put": "uploads"}
+# Where and which way: on this machine, where the processor is what is shared, and over a slow line.
+FAIR: dict[str, tuple[str, str, Line | None]] = {
+    "fair get": ("downloads", "get", None),
+    "fair put": ("uploads", "put", None),
+    "slow fair get": ("downloads at 20 Mbit/s", "get", SLOW),
+    "slow fair put": ("uploads at 20 Mbit/s", "put", SLOW),
+}
 BULK, ECHO = 20, 5
 ECHO_INTERVAL_S = 0.01
 SAMPLE_S = 0.1
@@ -32,10 +39,10 @@ SERVE = "links to serve"
 # ---- fairness ------------------------------------------------------------------------------------
 
 
-def fair(run: Run, spec: Spec, direction: str) -> dict[str, float]:
+def fair(run: Run, spec: Spec, part: str) -> dict[str, float]:
+    name, direction, _ = FAIR[part]
     mix = Mix(BULK, ECHO, float(run.options.seconds), ECHO_INTERVAL_S)
     found = echo_beside_bulk(run.case(spec), run.bed, direction, mix)
-    name = DIRECTIONS[direction]
     mean = sum(found.stream_bytes) / len(found.stream_bytes)
     return {
         f"{name}: slowest of mean": divide(min(found.stream_bytes), mean),
@@ -144,9 +151,13 @@ def link_specs(bed: Bed) -> list[Spec]:
     return [Spec(SSHD, "", "sshd"), *ours]
 
 
-def fair_part(direction: str) -> Part:
-    name = f"fair {direction}"
-    return Part(name, standard_specs, lambda run, spec: fair(run, spec, direction))
+def fair_part(part: str) -> Part:
+    line = FAIR[part][2]
+    return Part(
+        part,
+        lambda bed: standard_specs(bed, line=line),
+        lambda run, spec: fair(run, spec, part),
+    )
 
 
 def fair_table(name: str) -> Table:
@@ -170,7 +181,7 @@ def memory_table(head: str, name: str, unit: str) -> Table:
 def bars(options: argparse.Namespace) -> list[Bar]:
     ours = ("connect → sshd", "connect → serve")
     found = []
-    for name in DIRECTIONS.values():
+    for name, _, _ in FAIR.values():
         for case in ours:
             alone, loaded = f"{name}: echo alone p95 ms", f"{name}: echo p95 ms"
             found.append(Bar(case, f"{name}: slowest of mean", AT_LEAST, 0.7))
@@ -187,8 +198,7 @@ COMMAND = Command(
     name="many",
     what="many streams and links: fairness, memory, readers that do not read",
     parts=(
-        fair_part("get"),
-        fair_part("put"),
+        *(fair_part(part) for part in FAIR),
         Part("streams", standard_specs, streams, is_fresh=True),
         Part("links", link_specs, links, is_fresh=True),
         Part("stop", standard_specs, stop, is_fresh=True),
@@ -205,7 +215,7 @@ COMMAND = Command(
         Option("budget", 64, "MB", "by how much a program may grow for readers that do not read"),
     ),
     tables=(
-        *(fair_table(name) for name in DIRECTIONS.values()),
+        *(fair_table(name) for name, _, _ in FAIR.values()),
         memory_table("idle streams on one link", "streams", "MB"),
         Table("idle links", (Column("server MB each", "links: MB each"),)),
         memory_table("a reader that stops", "stopped reader", "+MB"),

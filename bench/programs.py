@@ -257,7 +257,7 @@ class Client:
             fail(f"{self._what}: not done within {STEP_TIMEOUT_S:.0f} s")
         if self._process.returncode:
             fail(f"{self._what}: {errors.strip() or self._process.returncode}")
-        found = json.loads(output)
+        found = json.loads(output.splitlines()[-1])
         assert isinstance(found, dict)
         return found
 

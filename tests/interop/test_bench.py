@@ -15,7 +15,16 @@ COMMANDS = {
     "socks": ["--size", "1"],
     "path": ["--seconds", "1", "--part", "long put", "--part", "slow get", "--only", "→ serve"],
     "echo": ["--echoes", "5", "--connects", "2", "--starts", "1", "--logins", "1"],
-    "many": ["--seconds", "1", "--part", "fair put", "--only", "→ serve"],
+    "many": [
+        "--seconds",
+        "1",
+        "--part",
+        "fair put",
+        "--part",
+        "slow fair get",
+        "--only",
+        "→ serve",
+    ],
     "many ": [
         *("--part", "streams", "--part", "links", "--part", "stop", "--part", "slow"),
         *("--streams", "5", "--links", "3", "--size", "5", "--pause", "1"),
