@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BEFORE = 0.3  # of the echoes' time: how much earlier the bulk begins, so as to fill the way
 BEGIN_S = 0.5  # for the bulk's process to begin
 SETTLE_ECHOES = 5
-SETTLE_TIMEOUT_S = 30.0
+SETTLE_TIMEOUT_S = 120.0  # many windows drain slowly through a slow line
 
 
 @dataclass(frozen=True)
