@@ -1,6 +1,6 @@
 """The two ends of what is measured, each in a process of its own; standard library only.
 
-    ends.py server                          prints "listening on PORT", serves until ended
+    ends.py server PORT                     prints "listening on PORT", serves until ended
     ends.py client JSON                     does one measurement, prints its result as JSON
 
 What a client asks of the server is one line: ``get N``, ``put N``, ``sink SECONDS`` or ``echo``.
@@ -133,9 +133,9 @@ def serve_until_closed(sock: socket.socket, block: int) -> None:
         return  # the client measured enough and left
 
 
-def serve() -> None:
+def serve(port: int) -> None:
     block = make_block()
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with socket.create_server(("127.0.0.1", port), backlog=1024) as listener:
         print(f"listening on {listener.getsockname()[1]}", flush=True)
         while True:
             sock = listener.accept()[0]
@@ -395,7 +395,7 @@ def measure(
 
 def main() -> None:
     if sys.argv[1] == "server":
-        serve()
+        serve(int(sys.argv[2]))
     else:
         print(json.dumps(measure(**json.loads(sys.argv[2]))))
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from bench import delay, relay
+from bench import delay, relay, wire
 from tests.support.programs import (
     GATEWAY,
     READY_TIMEOUT_S,
@@ -54,11 +55,15 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """A line between client and server; a rate of 0 is none. Its delay is half of a round trip."""
+    """A line between client and server; a rate of 0 is none. Its delay is half of a round trip.
+
+    It is `delay.py`'s on this host or, ``of_packets``, `wire.py`'s between two.
+    """
 
     round_trip_ms: float
     rate_mbit: float
     buffer_bytes: int
+    of_packets: bool = False
 
     @property
     def arguments(self) -> list[str]:
@@ -89,6 +94,8 @@ class Case:
     client_pid: int
     server_pid: int
     server: Endpoint | None = None
+    namespace: str = ""
+    """Where its client is, if not in the machine's own network."""
 
     @property
     def name(self) -> str:
@@ -151,8 +158,8 @@ def own_program(bed: Bed, module: ModuleType) -> list[str]:
     return [sys.executable, "-IS", str(module.__file__)]
 
 
-def start_data_server(stack: ExitStack) -> int:
-    program = stack.enter_context(running(*ENDS, "server"))
+def start_data_server(stack: ExitStack, port: int = 0) -> int:
+    program = stack.enter_context(running(*ENDS, "server", str(port)))
     return int(program.wait_line(PORT_LINE)[1])
 
 
@@ -179,12 +186,14 @@ def start_server(stack: ExitStack, bed: Bed, spec: Spec) -> Endpoint:
         return stack.enter_context(running_gateway_serve(bed.keys))
 
 
-def start_client(stack: ExitStack, spec: Spec, server: Endpoint) -> tuple[Program, int, float]:
+def start_client(
+    stack: ExitStack, spec: Spec, server: Endpoint, host: str = "127.0.0.1"
+) -> tuple[Program, int, float]:
     """``ssh`` or ``gateway connect``, which take the same options; its port; when it was begun."""
     port = free_port()
     options = ["-o", f"Ciphers={spec.cipher}"] if spec.cipher else []
     command = ["ssh"] if spec.client == "ssh" else [*GATEWAY, "connect"]
-    where = f"{getpass.getuser()}@127.0.0.1"
+    where = f"{getpass.getuser()}@{host}"
     with tree_of(spec.tree):
         started_s = time.perf_counter()
         program = stack.enter_context(
@@ -197,6 +206,8 @@ def start(stack: ExitStack, bed: Bed, spec: Spec) -> Case:
     """Start a case, or its server alone; it runs until the stack is left."""
     if spec.name == LIMIT:
         return start_relays(stack, bed)
+    if spec.line is not None and spec.line.of_packets:
+        return start_between_hosts(stack, bed, spec, spec.line)
     server = near = start_server(stack, bed, spec)
     if not spec.client:
         return Case(spec, 0, 0, server.program.pid, server)
@@ -205,6 +216,29 @@ def start(stack: ExitStack, bed: Bed, spec: Spec) -> Case:
     program, port, _ = start_client(stack, spec, near)
     wait_for_proxy(program, port)
     return Case(spec, port, program.pid, server.program.pid, server)
+
+
+def start_between_hosts(stack: ExitStack, bed: Bed, spec: Spec, line: Line) -> Case:
+    """The same with client and server on hosts of their own; the ports are those of the bed."""
+    near, far = stack.enter_context(wire.hosts())
+    command = own_program(bed, wire)
+    stack.enter_context(running(*command, near, far, *line.arguments)).wait_line("ready")
+    wire.bring_up(near, far)
+    host = wire.ADDRESSES[1]
+    with wire.inside(far), tree_of(spec.tree):
+        for port in (bed.bulk_port, bed.echo_port):
+            start_data_server(stack, port)
+        if spec.server == "sshd":
+            server = stack.enter_context(running_sshd(bed.keys, f"ListenAddress {host}"))
+        else:
+            options = ("--listen", f"{host}:0", "--permit-open", "127.0.0.1:*")
+            server = stack.enter_context(running_gateway_serve(bed.keys, *options))
+            port = int(server.program.wait_line(rf"listening on {re.escape(host)}:(\d+)")[1])
+            server = replace(server, port=port)
+    with wire.inside(near):
+        program, port, _ = start_client(stack, spec, server, host)
+        wait_for_proxy(program, port)
+    return Case(spec, port, program.pid, server.program.pid, server, near)
 
 
 def wait_for_proxy(program: Program, port: int) -> None:
@@ -230,9 +264,11 @@ def wait_for_proxy(program: Program, port: int) -> None:
 class Client:
     """A process that measures: started, perhaps waited for until it is ready, and asked."""
 
-    def __init__(self, what: str, *command: str, tree: Path | None = None) -> None:
+    def __init__(
+        self, what: str, *command: str, tree: Path | None = None, namespace: str = ""
+    ) -> None:
         self._what = what
-        with tree_of(tree):
+        with tree_of(tree), wire.inside(namespace):
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -288,7 +324,8 @@ def client(case: Case, task: str, target_port: int, **options: float) -> Client:
         "through_socks": case.name != LIMIT,
         **options,
     }
-    return Client(f"{task} through {case.name}", *ENDS, "client", json.dumps(request))
+    command = [*ENDS, "client", json.dumps(request)]
+    return Client(f"{task} through {case.name}", *command, namespace=case.namespace)
 
 
 def ask(case: Case, task: str, target_port: int, **options: float) -> dict[str, Any]:

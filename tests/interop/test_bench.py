@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.usefixture
 
 COMMANDS = {
     "socks": ["--size", "1"],
-    "path": ["--seconds", "1", "--part", "long put", "--part", "slow get", "--only", "→ serve"],
+    "path": ["--seconds", "1", "--part", "long put", "--part", "wire get", "--only", "→ serve"],
     "echo": ["--echoes", "5", "--connects", "2", "--starts", "1", "--logins", "1"],
     "many": [
         "--seconds",
