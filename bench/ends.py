@@ -1,6 +1,6 @@
 """The two ends of what is measured, each in a process of its own; standard library only.
 
-    ends.py server PORT                     prints "listening on PORT", serves until ended
+    ends.py server PORT [ADDRESS]           prints "listening on PORT", serves until ended
     ends.py client JSON                     does one measurement, prints its result as JSON
 
 What a client asks of the server is one line: ``get N``, ``put N``, ``sink SECONDS`` or ``echo``.
@@ -133,9 +133,9 @@ def serve_until_closed(sock: socket.socket, block: int) -> None:
         return  # the client measured enough and left
 
 
-def serve(port: int) -> None:
+def serve(port: int, host: str = "127.0.0.1") -> None:
     block = make_block()
-    with socket.create_server(("127.0.0.1", port), backlog=1024) as listener:
+    with socket.create_server((host, port), backlog=1024) as listener:
         print(f"listening on {listener.getsockname()[1]}", flush=True)
         while True:
             sock = listener.accept()[0]
@@ -146,13 +146,18 @@ def serve(port: int) -> None:
 
 
 def connect(
-    entry: int, target: int, *, through_socks: bool, receive_buffer: int = 0
+    entry: int,
+    target: int,
+    *,
+    through_socks: bool,
+    receive_buffer: int = 0,
+    host: str = "127.0.0.1",
 ) -> socket.socket:
     """A connection to the data server at ``target``, through the proxy or relay at ``entry``."""
     sock = socket.socket()
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    sock.connect(("127.0.0.1", entry))
+    sock.connect((host, entry))
     set_blocking_for_good(sock)
     if through_socks:
         sock.send(b"\x05\x01\x00")
@@ -374,10 +379,19 @@ STREAMS: dict[str, Callable[..., Outcome]] = {
 
 
 def measure(
-    task: str, entry: int, target: int, *, through_socks: bool, streams: int = 1, **options: float
+    task: str,
+    entry: int,
+    target: int,
+    *,
+    through_socks: bool,
+    streams: int = 1,
+    host: str = "127.0.0.1",
+    **options: float,
 ) -> Outcome:
     def dial(receive_buffer: int = 0) -> socket.socket:
-        return connect(entry, target, through_socks=through_socks, receive_buffer=receive_buffer)
+        return connect(
+            entry, target, through_socks=through_socks, receive_buffer=receive_buffer, host=host
+        )
 
     if task == "connect":
         took = []
@@ -395,7 +409,7 @@ def measure(
 
 def main() -> None:
     if sys.argv[1] == "server":
-        serve(int(sys.argv[2]))
+        serve(int(sys.argv[2]), *sys.argv[3:])
     else:
         print(json.dumps(measure(**json.loads(sys.argv[2]))))
 

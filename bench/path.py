@@ -58,6 +58,7 @@ def measure_long(run: Run, spec: Spec, direction: str) -> dict[str, float]:
 def measure_slow(run: Run, spec: Spec, name: str, direction: str) -> dict[str, float]:
     mix = Mix(bulk=1, echo=1, seconds=float(run.options.seconds), interval_s=ECHO_INTERVAL_S)
     found = echo_beside_bulk(run.case(spec), run.bed, direction, mix)
+    settle(run.case(spec), run.bed, percentile(found.alone_ms, 50))
     return {
         f"{name}: idle p50 ms": percentile(found.alone_ms, 50),
         f"{name}: echo p50 ms": percentile(found.loaded_ms, 50),

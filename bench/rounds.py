@@ -156,7 +156,7 @@ def execute(command: Command, options: argparse.Namespace) -> int:
 def chosen(specs: list[Spec], only: str) -> list[Spec]:
     """The cases with a text in their names, their peers, and the limit."""
     named = {spec.name for spec in specs if only in spec.name}
-    wanted = named | {spec.peer for spec in specs if spec.name in named} | ({LIMIT} & named)
+    wanted = named | {spec.peer for spec in specs if spec.name in named}
     if named:
         wanted.add(LIMIT)
     return [spec for spec in specs if spec.name in wanted]
