@@ -54,6 +54,10 @@ if TYPE_CHECKING:
 WATCH_INTERVAL_S: Final = 5.0
 CONGESTION_DEADLINE_S: Final = 30.0  # a peer that asks but never reads the answers is cut off
 GOODBYE_DEADLINE_S: Final = 1.0  # for DISCONNECT to leave
+# sshd leaves Nagle's algorithm on (RFC 1122 §4.2.3.4): it sends nothing small before it knows that
+# the last small thing arrived, which a delayed acknowledgement tells 40 ms late.
+SMALL_BATCH: Final = 4096  # bytes received at once
+LONG_RTT_S: Final = 0.005  # not worth a packet below; infinite while unknown
 BATCHES_AT_ONCE: Final = 4  # received before other links have their turn
 
 _link_ids = count(1)
@@ -320,39 +324,43 @@ class Link:
 
     def _read(self) -> None:
         """Receive what there is, a few batches at most."""
-        protocol, carrier, inbound = self.protocol, self.carrier, self.protocol.inbound
         try:
             for _ in range(BATCHES_AT_ONCE):
-                if self.failure is not None:
-                    return
-                if not protocol.may_read:
-                    self._is_congested = True
-                    return
-                space = inbound.space()
-                try:
-                    length = carrier.recv_into(space)
-                except BlockingIOError:
-                    inbound.idle()
-                    self._may_have_input = False
-                    return
-                self._heard_s = trio.current_time()
-                protocol.received(length, self._heard_s)
-                self._end_batch()
-                self.dispatch()
-                self.flush()
-                if length < len(space) and not self._has_ended_input:
-                    self._may_have_input = False
+                if not self._receive_batch():
                     return
         except ConnectionLost as error:
-            self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error}"))
+            self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error}"))
         except GatewayError as error:
             self._end_batch()
             self.dispatch()
             self._fail(error)
         except OSError as error:
-            self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error.strerror}"))
+            self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error.strerror}"))
         else:
             poller.current().again(self._read_on)
+
+    def _receive_batch(self) -> bool:
+        """Receive and process once; say whether there may be more."""
+        protocol, inbound = self.protocol, self.protocol.inbound
+        self._is_congested = not protocol.may_read
+        if self._is_congested or self.failure is not None:
+            return False
+        space = inbound.space()
+        try:
+            length = self.carrier.recv_into(space)
+        except BlockingIOError:
+            inbound.idle()
+            self._may_have_input = False
+            return False
+        if length < SMALL_BATCH and protocol.connection.meter.min_rtt_s > LONG_RTT_S:
+            self.carrier.acknowledge()
+        self._heard_s = trio.current_time()
+        protocol.received(length, self._heard_s)
+        self._end_batch()
+        self.dispatch()
+        self.flush()
+        self._may_have_input = length == len(space) or self._has_ended_input
+        return self._may_have_input
 
     def _read_on(self) -> None:
         if self._may_have_input:
