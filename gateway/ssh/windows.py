@@ -26,7 +26,7 @@ from gateway.ssh.flow import DRAINED_WINDOW, GROWTH_GAIN, INITIAL_WINDOW, KIB
 if TYPE_CHECKING:
     from gateway.ssh.flow import PathMeter
 
-MINIMUM_WINDOW: Final = 32 * KIB  # of a channel: one packet of the usual size
+MINIMUM_WINDOW: Final = 16 * KIB  # of a channel: as BULK, so that many of them queue little
 DEFAULT_WINDOW: Final = 2048 * KIB  # a peer that cannot be measured: as OpenSSH
 DEMAND_KEEPS: Final = 0.75  # what a channel was seen to use fades so in a round
 CREDIT_FRACTION: Final = 4  # credit goes back when it is this part of the window …
@@ -79,13 +79,14 @@ class ReceiveWindow:
     only after it shrank. ``charged`` was taken from the budget for what exceeds MINIMUM_WINDOW.
     """
 
-    __slots__ = ("channel_id", "charged", "demand", "granted", "held", "size", "used")
+    __slots__ = ("channel_id", "charged", "demand", "granted", "held", "is_fresh", "size", "used")
 
     def __init__(self, size: int, channel_id: int = 0) -> None:
         self.channel_id = channel_id
         self.size = size
         self.granted = size
         self.held = 0
+        self.is_fresh = True  # nothing was consumed yet
         self.used = 0  # consumed in this round
         self.demand = 0.0  # what it could use
         self.charged = max(size - MINIMUM_WINDOW, 0)
@@ -125,10 +126,12 @@ class Shares:
         self._meter = meter
         self.budget = budget
         self._active: dict[ReceiveWindow, None] = {}
+        self._fresh = 0  # windows whose credit nobody has used yet
 
     def open(self, channel_id: int = 0) -> ReceiveWindow:
         """Return the window of a new channel: a share of what is known, INITIAL_WINDOW at most."""
-        size = min(self._meter.target_in // (len(self._active) + 1), INITIAL_WINDOW)
+        self._fresh += 1
+        size = min(self._meter.target_in // (len(self._active) + self._fresh), INITIAL_WINDOW)
         if self._meter.is_lost:
             size = DEFAULT_WINDOW
         free = self.budget.limit() // OPEN_FRACTION - self.budget.used
@@ -139,6 +142,7 @@ class Shares:
         """Note that a channel's reader took data; return the credit to give now, often 0."""
         if not window.used:
             self._active[window] = None
+            self._no_longer_fresh(window)
         window.used += count
         window.held -= count
         return window.credit()
@@ -146,8 +150,14 @@ class Shares:
     def close(self, window: ReceiveWindow) -> None:
         """Forget a channel and what it held."""
         self._active.pop(window, None)
+        self._no_longer_fresh(window)
         self.budget.give_back(window.charged)
         window.charged = 0
+
+    def _no_longer_fresh(self, window: ReceiveWindow) -> None:
+        if window.is_fresh:
+            window.is_fresh = False
+            self._fresh -= 1
 
     def end_round(self) -> list[tuple[ReceiveWindow, int]]:
         """Divide the target anew; return the windows that get credit by that, and how much."""

@@ -405,3 +405,17 @@ def test_idle_channels_leave_the_budget_to_the_busy_one():
     before = download.bytes_in
     sim.run(5)
     assert download.bytes_in - before >= 0.95 * 3 * 100e6
+
+
+def test_channels_that_are_opened_at_once_share_before_they_are_used():
+    """Credit given at the open cannot be taken back, and a browser opens twenty at a time."""
+    shares = Shares(PathMeter(), Budget())
+    windows = [shares.open() for _ in range(20)]
+    assert windows[0].granted == INITIAL_WINDOW
+    assert windows[-1].granted == MINIMUM_WINDOW
+    assert sum(window.granted for window in windows) < 4 * INITIAL_WINDOW
+    windows[3].received(1)
+    shares.consumed(windows[3], 1)
+    for window in windows:
+        shares.close(window)
+    assert shares.open().granted == INITIAL_WINDOW
