@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -29,6 +30,7 @@ from gateway.ssh.messages import DirectTcpip
 from gateway.ssh.numbers import OpenFailure
 from gateway.ssh.protocol import Protocol, ServerSetup
 from gateway.ssh.transport import RekeyLimit
+from gateway.ssh.windows import Budget
 
 if TYPE_CHECKING:
     import socket
@@ -68,6 +70,15 @@ class Server:
         self.policy = OpenPolicy(options.permit_open, is_own_address)
         self.startups = 0
         self.report = report
+        self.budget = Budget()
+        self._user_budgets: WeakValueDictionary[str, Budget] = WeakValueDictionary()
+
+    def budget_of(self, user_name: str) -> Budget:
+        """Return the share of a user, which all links of that user have together."""
+        budget = self._user_budgets.get(user_name)
+        if budget is None:
+            budget = self._user_budgets[user_name] = Budget(parent=self.budget)
+        return budget
 
     async def run(self) -> None:
         """Listen and serve until cancelled. Raises `NetworkSetupError`."""
@@ -203,6 +214,7 @@ class ServerLink:
         self._end_startup()
         self._user_name = event.user_name
         self._key = self._candidates[event.fingerprint]
+        self.link.protocol.connection.shares.join(self._server.budget_of(event.user_name))
         self.link.start_keepalive()
         self._server.report(
             events.LinkOpened(

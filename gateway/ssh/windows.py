@@ -128,6 +128,10 @@ class Shares:
         self._active: dict[ReceiveWindow, None] = {}
         self._fresh = 0  # windows whose credit nobody has used yet
 
+    def join(self, budget: Budget) -> None:
+        """Take a part of another budget from now on; before any channel is open."""
+        self.budget = Budget(parent=budget)
+
     def open(self, channel_id: int = 0) -> ReceiveWindow:
         """Return the window of a new channel: a share of what is known, INITIAL_WINDOW at most."""
         self._fresh += 1
