@@ -11,7 +11,7 @@ import difflib
 import glob
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -22,6 +22,7 @@ from gateway.config.keywords import BY_NAME, Keyword
 from gateway.config.lines import matches_list, matches_pattern, split_arguments, split_line
 from gateway.config.match import Subject, line_applies, run_in_shell
 from gateway.errors import ConfigError, printable
+from gateway.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,8 +38,7 @@ FILE_LIMIT: Final = 1024 * 1024  # our choice; ssh has no limit
 ACCUMULATED_LIMIT: Final = 100  # readconf.h, SSH_MAX_IDENTITY_FILES
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
+class Environment(Record):
     """What the reader must know of the machine and of the person.
 
     The functions are what a configuration may ask of the machine: look a name up, tell its own
@@ -56,8 +56,7 @@ class Environment:
     execute: Callable[[str, str], bool] = run_in_shell
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Record):
     """One keyword with its arguments, and the place that every complaint about it names."""
 
     keyword: Keyword

@@ -12,7 +12,6 @@ form in which it enters the hash: an mpint for the classic ones, a string for th
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.errors import LocalProtocolError, RemoteProtocolError
+from gateway.records import Record
 from gateway.ssh import groups, messages, wire
 from gateway.ssh.ciphers import CIPHERS, MACS, PacketCipher
 from gateway.ssh.numbers import Disconnect, Msg
@@ -191,8 +191,7 @@ class FiniteField:
 # ---- ways ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ServerReply:
+class ServerReply(Record):
     """What the server's last message of an exchange says, as the client has understood it.
 
     ``hashed`` is what enters the hash between the host key and K.
@@ -323,8 +322,7 @@ METHODS: Final[dict[str, Callable[[Callable[[int], bytes]], Method]]] = {
 # ---- hash and keys -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
+class Transcript(Record):
     """What the hash covers before the host key (RFC 4253 §8): versions without CR LF, KEXINITs."""
 
     client_version: bytes
@@ -347,8 +345,7 @@ class Transcript:
         return hashlib.new(hash_name, data).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class KeyMaterial:
+class KeyMaterial(Record):
     """K, H and the session identifier, from which all keys come (RFC 4253 §7.2)."""
 
     hash_name: str

@@ -15,10 +15,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.errors import ConfigError, LocalProtocolError, RemoteProtocolError, printable
+from gateway.records import Record, field
 from gateway.ssh.keytypes import (
     ED25519_KEY_LENGTH,
     KEY_TYPES,
@@ -67,8 +67,7 @@ MAXIMUM_TEXT_BYTES: Final = 16 << 20  # a known_hosts or authorized_keys file
 MAXIMUM_TEXT_LINES: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(Record):
     """A public key; equal when the blobs are equal."""
 
     algorithm: str
@@ -125,8 +124,7 @@ class PublicKey:
         return f"{self.algorithm} {base64.b64encode(self.blob).decode()}"
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateKey:
+class PrivateKey(Record):
     """A private key; its repr shows the public half only."""
 
     public: PublicKey

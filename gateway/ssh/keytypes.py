@@ -15,7 +15,6 @@ The private halves are laid out as PROTOCOL.key and the agent protocol have them
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import InternalError, InvalidSignature
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.errors import ConfigError, RemoteProtocolError
+from gateway.records import Record
 from gateway.ssh.wire import Reader, mpint, string
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class Signer(Protocol):
         """Return what follows the type name in the private section of PROTOCOL.key."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyType:
+class KeyType(Record):
     """One kind of key; both parsers start behind the type name.
 
     ``parse_private`` is None for a kind whose private half no file holds.
@@ -183,8 +182,7 @@ def _parse_ed25519_private(fields: Reader) -> Signer:
 # ---- ecdsa, RFC 5656 §3 ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
+class _Curve(Record):
     name: str  # RFC 5656 §10.1
     curve: ec.EllipticCurve
     hash: hashes.HashAlgorithm  # RFC 5656 §6.2.1
@@ -332,8 +330,7 @@ def _check_rsa_numbers(e: int, n: int) -> None:
         raise PublicKeyError("its exponent is not an odd number of 3 or more and at most 64 bits")
 
 
-@dataclass(frozen=True, slots=True)
-class _RsaNumbers:
+class _RsaNumbers(Record):
     """In the order of PROTOCOL.key; ``iqmp`` is the inverse of q modulo p."""
 
     n: int
