@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import (
     MLKEM768PublicKey,
 )
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.errors import LocalProtocolError, RemoteProtocolError
 from gateway.records import Record
 from gateway.ssh import groups, messages, wire
 from gateway.ssh.ciphers import CIPHERS, MACS, PacketCipher
+from gateway.ssh.keytypes import UNCOMPRESSED_POINT, encode_point
 from gateway.ssh.numbers import Disconnect, Msg
 
 if TYPE_CHECKING:
@@ -147,12 +147,11 @@ class NistEcdh:
 
     def start(self) -> bytes:
         """Client: return Q_C."""
-        public = self._private.public_key()
-        return public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        return encode_point(self._private.public_key())
 
     def finish(self, server_value: bytes) -> bytes:
         """Client: return K as an mpint; a point that is not on the curve is refused."""
-        if server_value[:1] != b"\x04":
+        if server_value[:1] != UNCOMPRESSED_POINT:
             raise _failed("the peer's point is not in uncompressed form")
         try:
             point = ec.EllipticCurvePublicKey.from_encoded_point(self._curve, server_value)

@@ -27,7 +27,6 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, CTR
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from gateway.errors import ConfigError, RemoteProtocolError, printable
 from gateway.records import Record, field, replace
@@ -363,6 +362,11 @@ class _PemContent(Record):
 
     def open(self, passphrase: bytes) -> PrivateKey:
         """Have the library read it; what it finds passes through our own checks."""
+        # Few files are PEM, and this module costs every start as much as all our messages.
+        from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
+            load_pem_private_key,
+        )
+
         try:
             key = load_pem_private_key(
                 self.text,

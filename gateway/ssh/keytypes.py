@@ -26,7 +26,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
 )
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.errors import ConfigError, RemoteProtocolError
 from gateway.records import Record
@@ -182,6 +181,12 @@ def _parse_ed25519_private(fields: Reader) -> Signer:
 # ---- ecdsa, RFC 5656 §3 ------------------------------------------------------
 
 
+def encode_point(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return a point in uncompressed form (SEC 1 §2.3.3)."""
+    numbers, size = key.public_numbers(), (key.curve.key_size + 7) // 8
+    return UNCOMPRESSED_POINT + numbers.x.to_bytes(size, "big") + numbers.y.to_bytes(size, "big")
+
+
 class _Curve(Record):
     name: str  # RFC 5656 §10.1
     curve: ec.EllipticCurve
@@ -241,9 +246,7 @@ class _EcdsaSigner:
             self._key = ec.derive_private_key(secret, curve.curve)
         except ValueError as exc:
             raise PublicKeyError(f"the secret is not a number of {curve.name}") from exc
-        self._point = self._key.public_key().public_bytes(
-            Encoding.X962, PublicFormat.UncompressedPoint
-        )
+        self._point = encode_point(self._key.public_key())
 
     def sign(self, algorithm: str, data: bytes) -> bytes:  # noqa: ARG002 - one for each curve
         """The nonce is the library's: a home-made one gave keys away (CVE-2024-31497)."""
