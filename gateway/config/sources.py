@@ -7,7 +7,6 @@ not; a file that is included starts in the state of the line that includes it an
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import stat
@@ -251,6 +250,8 @@ class Reader:
         ignored = self._settings.first("ignoreunknown")
         if ignored is not None and matches_list(name.lower(), ignored.one().lower()):
             return None
+        import difflib  # noqa: PLC0415 - for a misspelt keyword only
+
         near = difflib.get_close_matches(name.lower(), BY_NAME, 1)
         raise ConfigError(
             "this is no keyword of ssh_config(5)",
