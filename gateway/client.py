@@ -18,6 +18,7 @@ from gateway.config.identities import Identities
 from gateway.config.questions import Questions, login_methods, why_not
 from gateway.config.ssh_config import FAMILIES
 from gateway.config.trust import HostKeyChecker
+from gateway.config.update_host_keys import HostKeyUpdater
 from gateway.errors import (
     AuthenticationError,
     ChannelOpenError,
@@ -168,7 +169,11 @@ async def connect(
             outcome = error
         else:
             _warn_of_problems(identities)
-            nursery.start_soon(_learn_host_keys, client, checker)
+            updater = HostKeyUpdater(config, person)
+            if updater.is_wanted and checker.may_update:
+                nursery.start_soon(_update_host_keys, client, updater)
+            elif updater.is_wanted:
+                log.info("the host keys are not updated: this one was not known before")
             outcome = await _serve(options, client, login, listeners, report)
         client.link.close()
         nursery.cancel_scope.cancel()
@@ -177,22 +182,27 @@ async def connect(
     return outcome
 
 
-async def _learn_host_keys(client: ClientLink, checker: HostKeyChecker) -> None:
-    """Record what further host keys the server offers and proves (UpdateHostKeys)."""
+async def _update_host_keys(client: ClientLink, updater: HostKeyUpdater) -> None:
+    """Record which host keys the server offers and proves, and forget those it has no longer."""
     await client.host_keys_offered.wait()
     session_id = client.link.protocol.transport.session_id
     try:
-        new = checker.to_learn(hostkeys.offered_keys_untrusted(client.offered_host_keys))
-        if not new:
-            return
-        reply = await client.link.global_request(hostkeys.PROVE, hostkeys.prove_request(new))
-        if not reply.success:
-            raise RemoteProtocolError("the server does not prove them")
-        hostkeys.check_proofs_untrusted(reply.response_specific, new, session_id)
+        update = updater.plan(hostkeys.offered_keys_untrusted(client.offered_host_keys))
+        if update.new:
+            request = hostkeys.prove_request(update.new)
+            reply = await client.link.global_request(hostkeys.PROVE, request)
+            if not reply.success:
+                raise RemoteProtocolError("the server does not prove them")
+            hostkeys.check_proofs_untrusted(reply.response_specific, update.new, session_id)
     except GatewayError as error:
-        log.info("further host keys of the server are not recorded: %s", error)
+        log.info("the host keys are not updated: %s", error)
         return
-    await checker.learn(new)
+    if update.new or update.deprecated:
+        await updater.apply(update)
+    elif update.obstacle:
+        log.info("the host keys are not updated: %s", update.obstacle)
+    else:
+        log.debug("all host keys of the server are recorded")
 
 
 def _name(config: HostConfig) -> str:

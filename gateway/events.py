@@ -49,6 +49,14 @@ class KeysExchanged(Event):
     mac_server_to_client: str
     strict: bool
 
+    @property
+    def algorithms(self) -> str:
+        """What was agreed on, for a log."""
+        client = f"{self.cipher_client_to_server} {self.mac_client_to_server}".strip()
+        server = f"{self.cipher_server_to_client} {self.mac_server_to_client}".strip()
+        strict = "" if self.strict else ", not strict"
+        return f"{self.kex}, {self.host_key}, client {client}, server {server}{strict}"
+
 
 class SignatureWanted(Event):
     """Client: the server takes this key; answer with ``provide_signature`` or ``skip_identity``."""

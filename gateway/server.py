@@ -182,6 +182,9 @@ class ServerLink:
 
     def _handle(self, event: events.Event) -> None:
         match event:
+            case events.KeysExchanged(count):
+                level = logging.INFO if count == 1 else logging.DEBUG
+                log.log(level, "link %d: keys %d: %s", self.link.link_id, count, event.algorithms)
             case events.Authenticated():
                 self._logged_in(event)
             case events.AuthenticationRefused(user_name, method, reason) if method != "none":

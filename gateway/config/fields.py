@@ -119,6 +119,10 @@ def _word(value: enum.Enum) -> str:
     return str(value.value)
 
 
+def _true_or_false(value: bool) -> str:  # noqa: FBT001 - a function of the value alone
+    return "true" if value else "false"
+
+
 def _truth(value: enum.Enum) -> str:
     """Write a choice as readconf.c does, whose yes and no are true and false."""
     return _TRUTH.get(str(value.value), str(value.value))
@@ -204,7 +208,6 @@ _OFF: Final = {
 _ON: Final = {
     "password_authentication": "passwordauthentication",
     "kbd_interactive_authentication": "kbdinteractiveauthentication",
-    "tcp_keep_alive": "tcpkeepalive",
 }
 
 CANONICALIZE: Final = Field(
@@ -213,7 +216,7 @@ CANONICALIZE: Final = Field(
 DOMAINS: Final = Field("", "canonicaldomains", values.domains, (), _blanks)
 FALLBACK: Final = Field("", "canonicalizefallbacklocal", values.flag, True, _flag)
 MAX_DOTS: Final = Field("", "canonicalizemaxdots", values.integer, 1)
-CNAMES: Final = Field("", "canonicalizePermittedcnames", values.permitted_cnames, (), _cnames)
+CNAMES: Final = Field("", "canonicalizepermittedcnames", values.permitted_cnames, (), _cnames)
 FAMILY: Final = Field(
     "address_family", "addressfamily", values.choice(_FAMILIES), AddressFamily.ANY, _word
 )
@@ -250,6 +253,7 @@ FIELDS: Final = (
     Field("", "ignoreunknown", values.text, None),
     Field("bind_address", "bindaddress", values.host, None),
     Field("bind_interface", "bindinterface", values.interface, None),
+    Field("tcp_keep_alive", "tcpkeepalive", values.flag, True, _true_or_false),
     Field("connection_attempts", "connectionattempts", values.positive, 1),
     Field("connect_timeout_s", "connecttimeout", values.seconds, None, _seconds),
     Field("ip_qos", "ipqos", values.ip_qos, IpQos(None, None)),

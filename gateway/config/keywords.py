@@ -1,8 +1,9 @@
 """Every keyword of ssh_config(5), OpenSSH 10.5, and what we do with it: one table.
 
 Names come from ssh_config(5) and from the list at the top of readconf.c, with the aliases and the
-retired ones that ssh still accepts. To support one more keyword: make its row `SUPPORTED` and give
-it a row in `fields`.
+retired ones that ssh still accepts; tests/interop/test_config_parity.py asks the newest ssh whether
+it knows others. To support one more keyword: make its row `SUPPORTED` and give it a row in
+`fields`.
 
 To leave its value unsplit, as a command for a shell must be, set ``raw``.
 

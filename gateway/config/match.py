@@ -81,7 +81,7 @@ def _parse(words: Sequence[str], where: str) -> list[Criterion]:
             raise ConfigError(
                 f"{printable(word, 60) or 'an empty text'} is no criterion of Match",
                 where=where,
-                remedy=f"write one of {', '.join(_TESTS)}",
+                remedy=f"write one of {', '.join(CRITERIA_NAMES)}",
             )
         if name in _ALONE:
             if equals:
@@ -229,3 +229,4 @@ _TESTS: Final[Mapping[str, Callable[[Subject, str, str], bool]]] = {
     "version": _version,
     "sessiontype": _session_type,
 }
+CRITERIA_NAMES: Final = tuple(_TESTS)

@@ -6,22 +6,19 @@ import os
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.config.fields import UpdateHostKeys
+from gateway.config.files import read_if_exists
+from gateway.config.revoked import RevokedKeys
 from gateway.config.ssh_config import StrictHostKeyChecking
-from gateway.errors import ConfigError, HostKeyError, RemoteProtocolError
+from gateway.errors import ConfigError, HostKeyError
 from gateway.ssh.certificates import Certificate
-from gateway.ssh.keys import numbered_lines, read_key_text, rsa_bits
+from gateway.ssh.keys import rsa_bits
 from gateway.ssh.known_hosts import KnownHosts, Status, Verdict, format_line, host_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from gateway.config.ssh_config import HostConfig
     from gateway.ssh.keys import PublicKey
 
 DEFAULT_PORT: Final = 22  # a HostKeyAlias stands in known_hosts without a port
-KRL_MAGIC: Final = b"SSHKRL"  # OpenSSH PROTOCOL.krl
 
 
 class Person(Protocol):
@@ -37,21 +34,30 @@ class Person(Protocol):
         """Return a line that was typed unseen, or None if there is no terminal."""
 
 
+def recorded_as(config: HostConfig) -> tuple[str, int]:
+    """Return the host and the port under which known_hosts has its keys."""
+    if config.host_key_alias:
+        return config.host_key_alias, DEFAULT_PORT
+    return config.host_name, config.port
+
+
 class HostKeyChecker:
     """Decides about host keys as StrictHostKeyChecking says (sshconnect.c, check_host_key)."""
 
     def __init__(self, config: HostConfig, person: Person) -> None:
         self._config = config
         self._person = person
-        self._host = config.host_key_alias or config.host_name
-        self._port = DEFAULT_PORT if config.host_key_alias else config.port
-        self._may_learn = False  # further keys: only of a host that the user's own file knows
-        self._revoked_blobs = {
-            blob: path for path in config.revoked_host_keys for blob in _read_revoked(path)
-        }
+        self._host, self._port = recorded_as(config)
+        self.may_update = False
+        """UpdateHostKeys: the user, or a file of the user's, has vouched for the plain key."""
+        self._revoked = RevokedKeys(config.revoked_host_keys)
         files = (*config.known_hosts_files, *config.global_known_hosts_files)
         self._known = KnownHosts.parse(
-            [(str(path), text) for path in files if (text := _read(path)) is not None]
+            [
+                (str(path), text)
+                for path in files
+                if (text := read_if_exists(path, "UserKnownHostsFile")) is not None
+            ]
         )
 
     @property
@@ -78,7 +84,7 @@ class HostKeyChecker:
             case Status.KNOWN:
                 files = map(str, self._config.known_hosts_files)
                 plain = not isinstance(verdict.key, Certificate)
-                self._may_learn = plain and _file(verdict) in files
+                self.may_update = plain and _file(verdict) in files
                 return
             case Status.REVOKED:
                 raise HostKeyError(_revoked(verdict))
@@ -86,32 +92,6 @@ class HostKeyChecker:
                 raise HostKeyError(self._changed(verdict, verdict.key))
             case Status.UNKNOWN:
                 await self._meet(verdict, verdict.key)
-
-    def to_learn(self, keys: Sequence[PublicKey]) -> list[PublicKey]:
-        """Return which of a known server's further keys to record (UpdateHostKeys).
-
-        Keys that the server shows no longer are left in the file; ssh(1) removes them.
-        """
-        if not self._may_learn or self._config.update_host_keys is UpdateHostKeys.NO:
-            return []
-        allowed = set(self._config.host_key_algorithms)
-        return [
-            key
-            for key in keys
-            if allowed.intersection(key.signature_algorithms)
-            and self._known.lookup(self._host, self._port, key, time.time()).status
-            in (Status.UNKNOWN, Status.CHANGED)
-        ]
-
-    async def learn(self, keys: Sequence[PublicKey]) -> None:
-        """Record keys that the server has proved."""
-        if self._config.update_host_keys is UpdateHostKeys.ASK:
-            shown = ", ".join(f"{key.algorithm} {key.fingerprint}" for key in keys)
-            answer = await self._person.ask(f"Learn further host keys, {shown} (yes/no)? ")
-            if answer is None or answer.strip().lower() != "yes":
-                return
-        for key in keys:
-            self._remember(host_name(self._host, self._port), key)
 
     def _check_strength(self, key: PublicKey) -> None:
         """RequiredRSASize, and CASignatureAlgorithms for certificates (ssh_config(5))."""
@@ -129,16 +109,12 @@ class HostKeyChecker:
             )
 
     def _check_revoked_files(self, key: PublicKey) -> None:
-        """RevokedHostKeys: the key, a certificate's key, and its CA."""
-        keys = [key]
-        if isinstance(key, Certificate):
-            keys += [key.key, key.ca_key]
-        for shown in keys:
-            if path := self._revoked_blobs.get(shown.blob):
-                raise HostKeyError(
-                    f"the host key of {self._host}, {shown.fingerprint}, is listed in "
-                    f"RevokedHostKeys {path}: do not connect, and ask the server's administrator"
-                )
+        """RevokedHostKeys: the key, a certificate, its key, and its CA's."""
+        if reason := self._revoked.reason(key):
+            raise HostKeyError(
+                f"the host key of {self._host}, {key.fingerprint}, is revoked in {reason}: "
+                f"do not connect, and ask the server's administrator"
+            )
 
     def _check_allowed(self, verdict: Verdict) -> None:
         """A key without its certificate must itself be one of HostKeyAlgorithms, as in ssh 10."""
@@ -175,6 +151,7 @@ class HostKeyChecker:
                 )
             case StrictHostKeyChecking.ASK:
                 await self._ask(what, key)
+                self.may_update = True
         self._remember(verdict.name, key)
 
     async def _ask(self, what: str, key: PublicKey) -> None:
@@ -234,46 +211,4 @@ def _file(verdict: Verdict) -> str:
 
 
 def _place(verdict: Verdict) -> str:
-    return f"{verdict.entry.file}:{verdict.entry.line}" if verdict.entry else "known_hosts"
-
-
-def _read(path: Path) -> bytes | None:
-    """Return a file's content; None if it does not exist. Anything else is an error, not trust."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if str(path) == os.devnull:
-            return None
-        raise ConfigError(
-            f"known_hosts cannot be read: {error.strerror}",
-            where=str(path),
-            remedy="make it readable, or name another one with -o UserKnownHostsFile=FILE",
-        ) from error
-
-
-def _read_revoked(path: Path) -> list[bytes]:
-    """Return the keys of a RevokedHostKeys file, one a line. A file that cannot be used refuses
-    every connection, as in ssh(1).
-    """
-    text = _read(path)
-    where = f"RevokedHostKeys {path}"
-    if text is None:
-        raise ConfigError("there is no such file", where=where, remedy="name one that exists")
-    if text.startswith(KRL_MAGIC):
-        raise ConfigError(
-            "binary revocation lists are not supported yet",
-            where=where,
-            remedy="list the public keys as text, one a line",
-        )
-    blobs = []
-    for number, line in numbered_lines(text, str(path)):
-        if line.strip() and not line.startswith("#"):
-            try:
-                blobs.append(read_key_text(line)[1])
-            except (ValueError, RemoteProtocolError) as error:
-                raise ConfigError(
-                    f"this is not a key: {error}", where=f"{where}:{number}"
-                ) from error
-    return blobs
+    return verdict.entry.place if verdict.entry else "known_hosts"

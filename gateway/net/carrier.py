@@ -7,6 +7,7 @@ means that the carrier is broken.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +30,9 @@ class Carrier(Protocol):
     def send(self, data: memoryview) -> int:
         """Write as much as goes without waiting. May raise BlockingIOError."""
 
+    def acknowledge(self) -> None:
+        """Let the peer know at once what arrived, where that is worth a message of its own."""
+
     def watch(self, on_ready: Callable[[int], None]) -> None:
         """Call ``on_ready`` with events as `gateway.net.poller` has them, edge-triggered."""
 
@@ -48,6 +52,11 @@ class SocketCarrier:
         self._sock = sock
         self.recv_into = sock.recv_into
         self.send = sock.send
+
+    def acknowledge(self) -> None:
+        """See `Carrier`. TCP_QUICKACK holds for a moment only (tcp(7))."""
+        with contextlib.suppress(OSError):  # no TCP
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def watch(self, on_ready: Callable[[int], None]) -> None:
         """See `Carrier`."""
@@ -75,6 +84,9 @@ class DescriptorCarrier:
     def send(self, data: memoryview) -> int:
         """See `Carrier`."""
         return os.write(self._write_fd, data)
+
+    def acknowledge(self) -> None:
+        """See `Carrier`. Pipes have no such thing."""
 
     def watch(self, on_ready: Callable[[int], None]) -> None:
         """See `Carrier`."""

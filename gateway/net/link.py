@@ -38,12 +38,15 @@ from gateway.errors import (
 )
 from gateway.net import poller
 from gateway.ssh.channel import SendState
+from gateway.ssh.connection import KEEPALIVE
+from gateway.ssh.transport import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.net.carrier import Carrier
     from gateway.ssh.channel import Channel
+    from gateway.ssh.connection import Connection
     from gateway.ssh.packets import Outbound
     from gateway.ssh.protocol import Protocol
 
@@ -51,6 +54,10 @@ if TYPE_CHECKING:
 WATCH_INTERVAL_S: Final = 5.0
 CONGESTION_DEADLINE_S: Final = 30.0  # a peer that asks but never reads the answers is cut off
 GOODBYE_DEADLINE_S: Final = 1.0  # for DISCONNECT to leave
+# sshd leaves Nagle's algorithm on (RFC 1122 §4.2.3.4): it sends nothing small before it knows that
+# the last small thing arrived, which a delayed acknowledgement tells 40 ms late.
+SMALL_BATCH: Final = 4096  # bytes received at once
+LONG_RTT_S: Final = 0.005  # not worth a packet below; infinite while unknown
 BATCHES_AT_ONCE: Final = 4  # received before other links have their turn
 
 _link_ids = count(1)
@@ -108,12 +115,13 @@ class ChannelPort:
                 raise self.failure
             if not self.may_send:
                 raise ChannelClosed(f"the channel takes no more data: {self.channel!r}")
-            if self.channel.room():
-                return
-            if self.link.protocol.outbound.accepts_data:
-                await self._credit.park()
-            else:
+            protocol = self.link.protocol
+            if not protocol.outbound.accepts_data or not protocol.connection.may_send_bulk:
                 await self.link.turns.tasks.park()
+            elif self.channel.room():
+                return
+            else:
+                await self._credit.park()
 
     def consumed(self, length: int) -> None:
         """Give back credit for bytes that the sink had kept."""
@@ -214,16 +222,24 @@ class Turns:
         """Whether anybody waits for a turn as bulk."""
         return bool(self._bulk)
 
-    def give(self, outbound: Outbound) -> bool:
-        """Give everybody who waits a turn, as far as there is room; say whether some had none."""
-        for waiting in (self._small, self._bulk):
-            for _ in range(len(waiting)):
-                if not outbound.accepts_data:
-                    return True
-                waiting.popleft()()
-        if self.tasks and outbound.accepts_data:
+    def give(self, outbound: Outbound, connection: Connection) -> None:
+        """Give everybody who waits a turn, as far as there is room."""
+        for _ in range(len(self._small)):
+            if not outbound.accepts_data:
+                return
+            self._small.popleft()()
+        for _ in range(len(self._bulk)):
+            if not outbound.accepts_data or not connection.may_send_bulk:
+                return
+            self._bulk.popleft()()
+        if self.tasks and outbound.accepts_data and connection.may_send_bulk:
             self.tasks.unpark_all()
-        return bool(self._small or self._bulk)
+
+    def may_be_given(self, outbound: Outbound, connection: Connection) -> bool:
+        """Whether somebody waits for what there is."""
+        return outbound.accepts_data and bool(
+            self._small or (self._bulk and connection.may_send_bulk)
+        )
 
     def discard(self) -> None:
         """Forget who waits: the link is lost, and they know."""
@@ -308,39 +324,43 @@ class Link:
 
     def _read(self) -> None:
         """Receive what there is, a few batches at most."""
-        protocol, carrier, inbound = self.protocol, self.carrier, self.protocol.inbound
         try:
             for _ in range(BATCHES_AT_ONCE):
-                if self.failure is not None:
-                    return
-                if not protocol.may_read:
-                    self._is_congested = True
-                    return
-                space = inbound.space()
-                try:
-                    length = carrier.recv_into(space)
-                except BlockingIOError:
-                    inbound.idle()
-                    self._may_have_input = False
-                    return
-                self._heard_s = trio.current_time()
-                protocol.received(length, self._heard_s)
-                self._end_batch()
-                self.dispatch()
-                self.flush()
-                if length < len(space) and not self._has_ended_input:
-                    self._may_have_input = False
+                if not self._receive_batch():
                     return
         except ConnectionLost as error:
-            self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error}"))
+            self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error}"))
         except GatewayError as error:
             self._end_batch()
             self.dispatch()
             self._fail(error)
         except OSError as error:
-            self._fail(ConnectionLost(f"connection to {carrier.name} lost: {error.strerror}"))
+            self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error.strerror}"))
         else:
             poller.current().again(self._read_on)
+
+    def _receive_batch(self) -> bool:
+        """Receive and process once; say whether there may be more."""
+        protocol, inbound = self.protocol, self.protocol.inbound
+        self._is_congested = not protocol.may_read
+        if self._is_congested or self.failure is not None:
+            return False
+        space = inbound.space()
+        try:
+            length = self.carrier.recv_into(space)
+        except BlockingIOError:
+            inbound.idle()
+            self._may_have_input = False
+            return False
+        if length < SMALL_BATCH and protocol.connection.meter.min_rtt_s > LONG_RTT_S:
+            self.carrier.acknowledge()
+        self._heard_s = trio.current_time()
+        protocol.received(length, self._heard_s)
+        self._end_batch()
+        self.dispatch()
+        self.flush()
+        self._may_have_input = length == len(space) or self._has_ended_input
+        return self._may_have_input
 
     def _read_on(self) -> None:
         if self._may_have_input:
@@ -355,7 +375,9 @@ class Link:
         self.protocol.inbound.idle()
 
     def _give_turns(self) -> None:
-        if self.turns.give(self.protocol.outbound) and self.protocol.outbound.accepts_data:
+        protocol, turns = self.protocol, self.turns
+        turns.give(protocol.outbound, protocol.connection)
+        if turns.may_be_given(protocol.outbound, protocol.connection):
             poller.current().again(self._give_turns)
 
     async def _watch(self) -> None:
@@ -391,8 +413,9 @@ class Link:
                     asked_s is None or now_s - asked_s >= self._alive_interval_s
                 ):
                     asked_s = now_s
-                    self._ask("keepalive@openssh.com", b"", _ignore_global_reply)
+                    self._ask(KEEPALIVE, b"", _ignore_global_reply)
             self.flush()
+            self._give_turns()
 
     def start_keepalive(self) -> None:
         """Begin to probe an idle peer; not before the login, when some peers would stumble."""
@@ -402,8 +425,10 @@ class Link:
         """Send what the outbound buffer holds, as far as the carrier takes it now."""
         if self._carrier_is_full:
             return
-        outbound = self.protocol.outbound
-        self.protocol.transport.rekey_if_due(self._heard_s)
+        protocol, outbound = self.protocol, self.protocol.outbound
+        protocol.transport.rekey_if_due(self._heard_s)
+        if protocol.transport.phase is Phase.CONNECTION:
+            protocol.connection.probe_if_due(trio.current_time())
         try:
             while (data := outbound.data_to_send()) is not None:
                 outbound.data_sent(self.carrier.send(data))
@@ -413,7 +438,7 @@ class Link:
         except OSError as error:
             self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error.strerror}"))
             return
-        if self._is_congested and self.protocol.may_read:
+        if self._is_congested and protocol.may_read:
             self._is_congested = False
             poller.current().again(self._read_on)
 
@@ -442,6 +467,12 @@ class Link:
             port.fail(ConnectionLost(str(failure)))
         self._ports.clear()
         self.turns.discard()
+
+    def bulk_limit(self) -> int:
+        """How many bytes of channel data the path takes now; not more than 0 if none."""
+        connection, outbound = self.protocol.connection, self.protocol.outbound
+        meter = connection.meter
+        return min(meter.send_until - outbound.data_total, meter.send_step)
 
     def close(self, reason: str = "closed by us") -> None:
         """End the link; ``run`` returns soon after."""
@@ -520,6 +551,7 @@ class Link:
             raise ConnectionLost(str(self.failure))
         channel = self.protocol.connection.open_channel(channel_type, type_specific)
         port = self._ports[channel.channel_id] = ChannelPort(self, channel)
+        self.protocol.connection.probe_if_due(trio.current_time(), is_opening=True)
         self.flush()
         try:
             await port.wait_opened()
@@ -536,6 +568,7 @@ class Link:
         self.protocol.connection.confirm_channel(channel)
         port = self._ports[channel_id] = ChannelPort(self, channel)
         port.confirmed()
+        self.protocol.connection.probe_if_due(trio.current_time(), is_opening=True)
         self.flush()
         return port
 

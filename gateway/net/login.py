@@ -121,18 +121,8 @@ class ClientLink:
                     pass
 
     def _log_keys(self, event: events.KeysExchanged) -> None:
-        log.log(
-            logging.INFO if event.count == 1 else logging.DEBUG,
-            "keys %d: %s, %s, %s %s out, %s %s in%s",
-            event.count,
-            event.kex,
-            event.host_key,
-            event.cipher_client_to_server,
-            event.mac_client_to_server,
-            event.cipher_server_to_client,
-            event.mac_server_to_client,
-            "" if event.strict else ", not strict",
-        )
+        level = logging.INFO if event.count == 1 else logging.DEBUG
+        log.log(level, "keys %d: %s", event.count, event.algorithms)
         weak = event.kex not in POST_QUANTUM_KEX
         if weak and event.count == 1 and self._warns_of_weak_crypto:
             log.warning(

@@ -136,13 +136,19 @@ class Relay:
     def _rooms(self) -> list[memoryview]:
         """Where to read into; if there is nowhere, what to wait for is arranged."""
         link, channel = self._port.link, self._port.channel
-        rooms = channel.rooms()
-        if not rooms and not link.protocol.outbound.accepts_data:
-            link.flush()
-            rooms = channel.rooms()
-            if not rooms and not link.protocol.outbound.accepts_data:
+        rooms = channel.rooms(self._limit())
+        if not rooms and channel.remote_window:
+            link.flush()  # makes room, or asks the path for leave to send more
+            rooms = channel.rooms(self._limit())
+            if not rooms and channel.remote_window:
                 self._wait_for_turn()
         return rooms  # empty for want of credit: on_writable tells of it
+
+    def _limit(self) -> int:
+        """How much the path takes now, for who sends much."""
+        if not self._is_bulk:
+            return BULK
+        return max(self._port.link.bulk_limit(), 0)
 
     def _send_batch(self, rooms: list[memoryview]) -> None:
         try:
@@ -159,8 +165,9 @@ class Relay:
             self._end_upload()
             return
         self._port.channel.send_rooms(length)
-        self._is_bulk = length >= BULK
-        if length < sum(map(len, rooms)) and not self._has_ended_input:
+        is_all = length < sum(map(len, rooms))
+        self._is_bulk = length >= BULK or not is_all
+        if is_all and not self._has_ended_input:
             self._may_have_input = False
 
     def _end_upload(self) -> None:

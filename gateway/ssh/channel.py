@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.ssh.packets import Outbound
+    from gateway.ssh.windows import Shares
 
-# ---- our own choices -----------------------------------------------------------------------------
-INITIAL_WINDOW_SIZE: Final = 2 * 1024 * 1024  # as OpenSSH, CHAN_TCP_WINDOW_DEFAULT
-ADJUST_FRACTION: Final = 4  # credit goes back when this part of the window was consumed
 NO_ROOM: Final = memoryview(b"")
 
 
@@ -112,34 +110,32 @@ class Channel:
     """State of one channel. `gateway.ssh.connection` makes it; the owner sends and sets sinks."""
 
     __slots__ = (
-        "_credit",
         "_outbound",
         "_pending_requests",
+        "_shares",
         "_wants_writable",
         "bytes_in",
         "bytes_out",
         "channel_id",
         "channel_type",
         "extended_sink",
-        "initial_window_size",
-        "local_window",
         "receive_state",
         "remote_channel",
         "remote_maximum_packet_size",
         "remote_window",
         "send_state",
         "sink",
+        "window",
     )
 
     def __init__(
-        self, channel_id: int, channel_type: str, outbound: Outbound, initial_window_size: int
+        self, channel_id: int, channel_type: str, outbound: Outbound, shares: Shares
     ) -> None:
         self.channel_id = channel_id
         self.channel_type = channel_type
         self.send_state = SendState.OPENING
         self.receive_state = ReceiveState.OPENING
-        self.initial_window_size = initial_window_size
-        self.local_window = initial_window_size
+        self.window = shares.open(channel_id)
         self.remote_channel = 0
         self.remote_window = 0
         self.remote_maximum_packet_size = 0
@@ -148,7 +144,7 @@ class Channel:
         self.sink: Callable[[memoryview], int] = discard
         self.extended_sink: Callable[[int, memoryview], int] = discard_extended
         self._outbound = outbound
-        self._credit = 0
+        self._shares = shares
         self._wants_writable = False
         self._pending_requests = 0
 
@@ -201,14 +197,17 @@ class Channel:
         self.remote_window -= data_length
         self.bytes_out += data_length
 
-    def rooms(self) -> list[memoryview]:
-        """As ``room``, for as many packets as may be sent now. Then ``send_rooms``."""
-        outbound, window = self._outbound, self.remote_window
-        if not outbound.accepts_data or not window:
-            room = self.room()
-            return [room] if room else []
+    def rooms(self, limit: int) -> list[memoryview]:
+        """As ``room``, for several packets, at most ``limit`` bytes. Then ``send_rooms``."""
         if self.send_state is not SendState.OPEN:
             raise LocalProtocolError(f"cannot send data: {self!r}")
+        outbound, window = self._outbound, self.remote_window
+        if not window:
+            self._wants_writable = True
+            return []
+        if not outbound.accepts_data or not limit:
+            return []
+        window = min(window, limit)
         size = self.remote_maximum_packet_size
         rooms = slots(size)[1][: -(-outbound.data_space // size)]
         if window >= len(rooms) * size:
@@ -282,9 +281,11 @@ class Channel:
         """Pass data to the sink. The hot path: one call from `connection`, one to the sink."""
         if self.receive_state is not _RECEIVE_OPEN:
             raise RemoteProtocolError(f"data on a channel that takes none: {self!r}")
-        if length > self.local_window:
+        window = self.window
+        if length > window.granted:
             raise RemoteProtocolError(f"{length} bytes exceed the window: {self!r}")
-        self.local_window -= length
+        window.granted -= length
+        window.held += length
         self.bytes_in += length
         if self.send_state is _CLOSE_SENT:
             return  # crossed our CLOSE on the way; nobody will read it, and no credit is needed
@@ -295,26 +296,23 @@ class Channel:
     def receive_extended_data(self, data_type_code: int, data: memoryview) -> None:
         """Pass extended data to its sink; the same window counts it."""
         length = len(data)
-        if self.receive_state is not ReceiveState.OPEN or length > self.local_window:
+        if self.receive_state is not ReceiveState.OPEN or length > self.window.granted:
             raise RemoteProtocolError(f"{length} bytes of extended data do not fit: {self!r}")
-        self.local_window -= length
+        self.window.received(length)
         self.bytes_in += length
         if self.send_state is not SendState.CLOSE_SENT:
             self.consumed(self.extended_sink(data_type_code, data))
 
     def consumed(self, count: int) -> None:
         """Give back credit for ``count`` bytes, in a WINDOW_ADJUST once enough came together."""
-        credit = self._credit + count
-        if (
-            credit * ADJUST_FRACTION < self.initial_window_size
-            or self.receive_state is not ReceiveState.OPEN
-            or self.send_state is SendState.CLOSE_SENT
-        ):
-            self._credit = credit
-            return
-        self._credit = 0
-        self.local_window += credit
-        self._outbound.append(messages.ChannelWindowAdjust(self.remote_channel, credit).encode())
+        if credit := self._shares.consumed(self.window, count):
+            self.give_credit(credit)
+
+    def give_credit(self, credit: int) -> None:
+        """Tell the peer of credit that was counted as granted, if it may still send."""
+        if self.receive_state is _RECEIVE_OPEN and self.send_state is not _CLOSE_SENT:
+            adjust = messages.ChannelWindowAdjust(self.remote_channel, credit)
+            self._outbound.append(adjust.encode())
 
 
 def usable_packet_size(announced: int) -> int:

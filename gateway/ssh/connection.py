@@ -16,6 +16,7 @@ MAXIMUM_CHANNELS.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -23,21 +24,25 @@ from gateway import events
 from gateway.errors import LocalProtocolError, RemoteProtocolError
 from gateway.ssh import messages
 from gateway.ssh.channel import (
-    INITIAL_WINDOW_SIZE,
     Channel,
     ChannelEvent,
     ReceiveState,
     SendState,
     usable_packet_size,
 )
+from gateway.ssh.flow import PathMeter
 from gateway.ssh.numbers import Msg, OpenFailure
 from gateway.ssh.packets import MAXIMUM_DATA
+from gateway.ssh.windows import Budget, Shares
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gateway.ssh.packets import Outbound
 
+PING_EXTENSION: Final = "ping@openssh.com"  # OpenSSH PROTOCOL §1.9
+KEEPALIVE: Final = "keepalive@openssh.com"
+PROBE: Final = b"probe"  # what our pings carry
 _DATA: Final = struct.Struct(">BII")  # SSH_MSG_CHANNEL_DATA, recipient channel, data length
 MAXIMUM_CHANNELS: Final = 16_384  # as OpenSSH, CHANNELS_MAX_CHANNELS
 MAXIMUM_TEXT: Final = 200  # characters of a description that we send
@@ -47,14 +52,26 @@ class Connection:
     """All channels of one link."""
 
     def __init__(
-        self, outbound: Outbound, emit: Callable[[events.Event], None], *, accepts_channels: bool
+        self,
+        outbound: Outbound,
+        emit: Callable[[events.Event], None],
+        *,
+        accepts_channels: bool,
+        extensions: Mapping[str, bytes],
+        budget: Budget,
     ) -> None:
         self.channels: dict[int, Channel] = {}
+        self.meter = PathMeter()
+        self.shares = Shares(self.meter, Budget(parent=budget))
+        self.now_s = 0.0  # of the batch that is being received
+        self._data_in = 0
+        self._extensions = extensions
         self._outbound = outbound
         self._emit = emit
         self._accepts_channels = accepts_channels
         self._numbers = count()
-        self._pending_global = 0
+        self._awaited: deque[bool] = deque()  # for each global request: whether it is a probe
+        self._pings = 0
         self._handlers = {
             Msg.GLOBAL_REQUEST: self._global_request_untrusted,
             Msg.REQUEST_SUCCESS: self._global_success_untrusted,
@@ -79,15 +96,14 @@ class Connection:
         self,
         channel_type: str,
         type_specific: bytes,
-        initial_window_size: int = INITIAL_WINDOW_SIZE,
     ) -> Channel:
         """Ask the peer for a channel; `ChannelOpened` or `ChannelOpenFailed` follows."""
-        channel = self._new_channel(channel_type, initial_window_size)
+        channel = self._new_channel(channel_type)
         self._outbound.append(
             messages.ChannelOpen(
                 channel_type,
                 channel.channel_id,
-                initial_window_size,
+                channel.window.granted,
                 MAXIMUM_DATA,
                 type_specific,
             ).encode()
@@ -101,7 +117,7 @@ class Connection:
             messages.ChannelOpenConfirmation(
                 channel.remote_channel,
                 channel.channel_id,
-                channel.initial_window_size,
+                channel.window.granted,
                 MAXIMUM_DATA,
             ).encode()
         )
@@ -110,7 +126,7 @@ class Connection:
         """Refuse the peer's open and forget the channel."""
         channel.change(ChannelEvent.REFUSED, from_peer=False)
         self._send_failure(channel.remote_channel, reason_code, description)
-        del self.channels[channel.channel_id]
+        self._forget(channel)
 
     def abandon(self, channel: Channel) -> None:
         """Our owner does not want the channel any more, in whatever state it is."""
@@ -129,7 +145,7 @@ class Connection:
 
     def send_global_request(self, request_name: str, request_specific: bytes = b"") -> None:
         """Send a global request that wants a reply; replies come in order (RFC 4254 §4)."""
-        self._pending_global += 1
+        self._awaited.append(False)
         request = messages.GlobalRequest(request_name, True, request_specific)
         self._outbound.append(request.encode())
 
@@ -147,19 +163,56 @@ class Connection:
         reply = messages.ChannelSuccess if success else messages.ChannelFailure
         self._outbound.append(reply(channel.remote_channel).encode())
 
+    # -- measuring the path ------------------------------------------------------------------------
+
+    @property
+    def may_send_bulk(self) -> bool:
+        """Whether the path takes more now; who sends little need not ask."""
+        return self._outbound.data_total < self.meter.send_until
+
+    def probe_if_due(self, now_s: float, *, is_opening: bool = False) -> None:
+        """Measure the path if data flows, or is about to. Call once per batch."""
+        bytes_in, bytes_out = self._data_in, self._outbound.data_total
+        if not self.meter.probe_due(now_s, bytes_in, bytes_out, is_opening=is_opening):
+            return
+        self.meter.probe_sent(now_s, bytes_in, bytes_out)
+        if PING_EXTENSION in self._extensions:
+            self._pings += 1
+            self._outbound.append(messages.Ping(PROBE).encode())
+        else:
+            self._awaited.append(True)
+            self._outbound.append(messages.GlobalRequest(KEEPALIVE, True, b"").encode())
+
+    def _probe_answered(self) -> None:
+        if self.meter.probe_answered(self.now_s, self._data_in):
+            self._share()
+
+    def _share(self) -> None:
+        for window, credit in self.shares.end_round():
+            self.channels[window.channel_id].give_credit(credit)
+
+    def tick(self, now_s: float) -> None:
+        """Look whether the peer answers probes. Call every few seconds."""
+        if self.meter.tick(now_s):
+            self._share()
+
     # -- the table ---------------------------------------------------------------------------------
 
-    def _new_channel(self, channel_type: str, initial_window_size: int) -> Channel:
+    def _new_channel(self, channel_type: str) -> Channel:
         channel_id = next(self._numbers)
         if channel_id > 0xFFFF_FFFF:
             raise LocalProtocolError("this link has used all its channel numbers")
-        channel = Channel(channel_id, channel_type, self._outbound, initial_window_size)
+        channel = Channel(channel_id, channel_type, self._outbound, self.shares)
         self.channels[channel_id] = channel
         return channel
 
     def _forget_if_over(self, channel: Channel) -> None:
-        if channel.is_over:
-            self.channels.pop(channel.channel_id, None)
+        if channel.is_over and channel.channel_id in self.channels:
+            self._forget(channel)
+
+    def _forget(self, channel: Channel) -> None:
+        del self.channels[channel.channel_id]
+        self.shares.close(channel.window)
 
     def _channel(self, channel_id: int) -> Channel:
         channel = self.channels.get(channel_id)
@@ -184,6 +237,7 @@ class Connection:
         channel = self.channels.get(channel_id)
         if channel is None:
             raise RemoteProtocolError("CHANNEL_DATA for a channel that does not exist")
+        self._data_in += length
         channel.receive_data(data, length)
 
     def receive(self, payload: bytes) -> None:
@@ -205,7 +259,7 @@ class Connection:
                 request.sender_channel, OpenFailure.RESOURCE_SHORTAGE, "too many channels"
             )
             return
-        channel = self._new_channel(request.channel_type, INITIAL_WINDOW_SIZE)
+        channel = self._new_channel(request.channel_type)
         channel.remote_channel = request.sender_channel
         channel.remote_window = request.initial_window_size
         channel.remote_maximum_packet_size = packet_size
@@ -237,7 +291,7 @@ class Connection:
             raise RemoteProtocolError(f"refusal of a channel that is not opening: {channel!r}")
         abandoned = channel.send_state is SendState.ABANDONED
         channel.change(ChannelEvent.REFUSED, from_peer=True)
-        del self.channels[channel.channel_id]
+        self._forget(channel)
         if not abandoned:
             self._emit(
                 events.ChannelOpenFailed(
@@ -315,8 +369,11 @@ class Connection:
         self._global_replied(events.GlobalReplied(False, b""))
 
     def _global_replied(self, event: events.GlobalReplied) -> None:
-        if self._pending_global:
-            self._pending_global -= 1
+        if not self._awaited:
+            return
+        if self._awaited.popleft():
+            self._probe_answered()
+        else:
             self._emit(event)
 
     def _ping_untrusted(self, payload: bytes) -> None:
@@ -324,4 +381,9 @@ class Connection:
         self._outbound.append(messages.Pong(ping.data).encode())
 
     def _pong_untrusted(self, payload: bytes) -> None:
-        self._emit(events.PongReceived(messages.Pong.decode_untrusted(payload).data))
+        data = messages.Pong.decode_untrusted(payload).data
+        if self._pings and data == PROBE:
+            self._pings -= 1
+            self._probe_answered()
+        else:
+            self._emit(events.PongReceived(data))

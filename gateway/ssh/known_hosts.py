@@ -46,7 +46,7 @@ from gateway.ssh.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from gateway.ssh.keys import PublicKey
 
@@ -55,6 +55,7 @@ DEFAULT_PORT: Final = 22
 HASH_MAGIC: Final = "|1|"  # hostfile.h
 HASH_LENGTH: Final = 20  # SHA-1, for the salt too
 MAXIMUM_PATTERN_LENGTH: Final = 1022  # match.c, sub[1024]
+MAXIMUM_SIMPLE_NAMES: Final = 2  # a host and its address
 
 # Our own choice.
 MAXIMUM_LINE_LENGTH: Final = 65536
@@ -97,6 +98,19 @@ class KnownHostEntry(Record):
         """The recorded key's fingerprint."""
         return fingerprint(self.blob)
 
+    @property
+    def place(self) -> str:
+        """The file and the line's number."""
+        return f"{self.file}:{self.line}"
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether the names are such as ssh itself writes (clientloop.c, hostspec_is_complex)."""
+        names = self._names
+        return isinstance(names, _HashedName) or (
+            len(names) <= MAXIMUM_SIMPLE_NAMES and not any(set("*?") & set(name) for name in names)
+        )
+
     def matches(self, name: str) -> bool:
         """Say whether this line is about ``name``, which is in the form of `host_name`."""
         if isinstance(self._names, _HashedName):
@@ -126,6 +140,17 @@ class Verdict(Record):
     entry: KnownHostEntry | None = None
     other_keys: tuple[KnownHostEntry, ...] = ()
     certificate_problem: str = ""
+
+
+class HostKeyUpdate(Record):
+    """What UpdateHostKeys changes: keys to record, if the server proves them, and lines to remove.
+
+    Both are empty where there is nothing to do, or where ``obstacle`` says why it must not be done.
+    """
+
+    new: tuple[PublicKey, ...] = ()
+    deprecated: tuple[KnownHostEntry, ...] = ()
+    obstacle: str = ""
 
 
 class KnownHosts(Record):
@@ -177,6 +202,45 @@ class KnownHosts(Record):
                 return Verdict(Status.KNOWN, name, key, entry)
         verdict = _judge_plain(name, key.key, here, bare)
         return replace(verdict, certificate_problem=problem)
+
+    def plan_update(self, host: str, port: int, offered: Sequence[PublicKey]) -> HostKeyUpdate:
+        """Compare what a trusted server offers with the user's files (clientloop.c, hostkeys_find).
+
+        Only lines that ssh wrote itself, and keys that nobody else has, are touched: if one is not
+        so, nothing is done. Lines with a key of a type that we do not know do not count.
+        """
+        name = host_name(host, port)
+        blobs = {key.blob for key in offered}
+        here: list[KnownHostEntry] = []
+        elsewhere: list[KnownHostEntry] = []
+        for entry in self.entries:
+            if entry.algorithm in KEY_TYPES:
+                (here if entry.matches(name) else elsewhere).append(entry)
+        recorded = {entry.blob for entry in here}
+        new = tuple(key for key in offered if key.blob not in recorded)
+        deprecated = tuple(entry for entry in here if entry.blob not in blobs)
+        if len(blobs) < len(offered):
+            return HostKeyUpdate(obstacle="the server offers a key twice")
+        if not offered or not (new or deprecated):
+            return HostKeyUpdate()
+        for entry in here:
+            if entry.marker is not Marker.NONE:
+                return HostKeyUpdate(obstacle=f"{entry.place} has a marker")
+            if not entry.is_simple:
+                return HostKeyUpdate(obstacle=f"{entry.place} has wildcards or several names")
+        for entry in elsewhere:
+            if entry.blob in blobs or entry.blob in recorded:
+                return HostKeyUpdate(obstacle=f"{entry.place} has such a key under another name")
+        return HostKeyUpdate(new, deprecated)
+
+    def lines_to_remove(self, host: str, port: int, blobs: Container[bytes]) -> set[int]:
+        """Return the numbers of the lines that record one of the keys for the host."""
+        name = host_name(host, port)
+        return {
+            entry.line
+            for entry in self.entries
+            if entry.marker is Marker.NONE and entry.blob in blobs and entry.matches(name)
+        }
 
     def host_key_algorithms_for(
         self, host: str, port: int, preferred: tuple[str, ...]
@@ -231,6 +295,18 @@ def format_line(
         salt = randbytes(HASH_LENGTH)
         name = f"{HASH_MAGIC}{_base64(salt)}|{_base64(_hash(name, salt))}"
     return f"{name} {key.openssh_text()}\n"
+
+
+def edit_lines(text: bytes, remove: Container[int], add: Iterable[str]) -> bytes:
+    """Return a file's text without the lines of these numbers, from 1, and with others at its end.
+
+    All other lines stay as they are.
+    """
+    lines = text.split(b"\n")
+    kept = b"\n".join(line for number, line in enumerate(lines, start=1) if number not in remove)
+    if kept and not kept.endswith(b"\n"):
+        kept += b"\n"
+    return kept + "".join(add).encode()
 
 
 def _judge_plain(

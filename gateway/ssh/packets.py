@@ -117,6 +117,7 @@ class Outbound:
         "bytes_since_newkeys",
         "bytes_total",
         "cipher",
+        "data_total",
         "packets_since_newkeys",
         "sequence_number",
     )
@@ -127,6 +128,7 @@ class Outbound:
         self.packets_since_newkeys = 0
         self.bytes_since_newkeys = 0
         self.bytes_total = 0
+        self.data_total = 0  # bytes of channel data
         self.accepts_data = True
         self._randbytes = randbytes
         self._padding = randbytes(MAXIMUM_PADDING)
@@ -174,6 +176,7 @@ class Outbound:
         self.sequence_number = (self.sequence_number + 1) & 0xFFFF_FFFF
         self.packets_since_newkeys += 1
         self.bytes_since_newkeys += data_length
+        self.data_total += data_length
         self._end = end
         if end >= DATA_LIMIT:
             self.accepts_data = False

@@ -32,6 +32,7 @@ from gateway.ssh.connection import Connection
 from gateway.ssh.numbers import Disconnect, Msg
 from gateway.ssh.transport import ALLOWED, Phase, RekeyLimit, Role, Transport
 from gateway.ssh.userauth import ClientAuth, LoginPreferences, ServerAuth
+from gateway.ssh.windows import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class ClientSetup(Record):
     preferences: Preferences = field(default_factory=Preferences)
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
     login: LoginPreferences = field(default_factory=LoginPreferences)
+    budget: Budget = field(default_factory=Budget)
 
 
 class ServerSetup(Record):
@@ -59,6 +61,7 @@ class ServerSetup(Record):
     authorize: Callable[[str, PublicKey], bool]
     preferences: Preferences = SERVER_PREFERENCES
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
+    budget: Budget = field(default_factory=Budget)
 
 
 class Protocol:
@@ -96,7 +99,13 @@ class Protocol:
             )
         else:
             self.auth = ServerAuth(setup.authorize, send=self.outbound.append, emit=emit)
-        self.connection = Connection(self.outbound, emit, accepts_channels=not client)
+        self.connection = Connection(
+            self.outbound,
+            emit,
+            accepts_channels=not client,
+            extensions=self.transport.peer_extensions,
+            budget=setup.budget,
+        )
 
     def __repr__(self) -> str:
         return f"<Protocol {self.transport.role.value} {self.transport.phase.value}>"
@@ -112,6 +121,7 @@ class Protocol:
         if not count:
             raise ConnectionLost(self._how_it_ended())
         self.inbound.filled(count)
+        self.connection.now_s = now_s
         try:
             if self.transport.phase is not Phase.VERSION or self.transport.receive_version():
                 self._receive_packets(now_s)
@@ -218,6 +228,8 @@ class Protocol:
         """Let time pass: call about once a second while anything may time out."""
         try:
             self.transport.tick(now_s)
+            if self.transport.phase is Phase.CONNECTION:
+                self.connection.tick(now_s)
         except RemoteProtocolError as error:
             self._give_up(error)
             raise

@@ -113,6 +113,14 @@ ALLOWED: Final[dict[Phase, dict[Role, frozenset[int]]]] = {
 MAXIMUM_VERSION_LENGTH: Final = 255  # RFC 4253 §4.2, with CR LF
 MAXIMUM_PACKETS_PER_KEY: Final = 1 << 31  # RFC 4344 §3.1, as OpenSSH
 
+SERVER_SIG_ALGS: Final = "server-sig-algs"  # RFC 8308 §3.1
+CLIENT_EXTENSIONS: Final = {"ext-info-in-auth@openssh.com": b"0"}
+SERVER_EXTENSIONS: Final = {
+    SERVER_SIG_ALGS: ",".join(algorithms.PLAIN_KEY_ALGORITHMS).encode(),
+    "publickey-hostbound@openssh.com": b"0",
+    "ping@openssh.com": b"0",
+}
+
 # ---- our own choices -----------------------------------------------------------------------------
 VERSION: Final = f"SSH-2.0-gateway_{__version__}".encode()
 MAXIMUM_LINE_LENGTH: Final = 1024  # of a line that a server may send before its version
@@ -173,7 +181,8 @@ class Transport:
         self._newkeys_sent = False
         self._newkeys_received = False
         self._ignore_next_kex_packet = False
-        self._extension_phases: list[Phase] = []
+        self._peer_takes_extensions = False
+        self._extensions_received = 0
         self._rekey_tokens = REKEY_TOKENS
         self._tokens_at = (now_s, 0)
         self.outbound.append_raw(VERSION + b"\r\n")
@@ -254,6 +263,8 @@ class Transport:
         first = self._kex_count == 0
         if first:
             self._enter_strict(peer)
+            marker = algorithms.EXT_INFO_S if self.role is Role.CLIENT else algorithms.EXT_INFO_C
+            self._peer_takes_extensions = marker in peer.kex_algorithms
         elif self._local_kexinit is None:
             self._spend_rekey_token(now_s)
             self._send_kexinit(now_s)
@@ -385,12 +396,8 @@ class Transport:
         self.outbound.append_transport(messages.NewKeys().encode())
         cipher = self._cipher(client_to_server=client)
         self.outbound.start_cipher(cipher, reset_sequence_number=self.strict)
-        if not client and not self._kex_count:
-            extensions = {
-                "server-sig-algs": ",".join(algorithms.PLAIN_KEY_ALGORITHMS).encode(),
-                "publickey-hostbound@openssh.com": b"0",
-                "ping@openssh.com": b"0",
-            }
+        if self._peer_takes_extensions and not self._kex_count:
+            extensions = CLIENT_EXTENSIONS if client else SERVER_EXTENSIONS
             self.outbound.append_transport(messages.ext_info(extensions).encode())
         self._newkeys_sent = True
         self._finish_if_both_switched()
@@ -503,13 +510,17 @@ class Transport:
                 self._receive_ext_info_untrusted(payload)
 
     def _receive_ext_info_untrusted(self, payload: bytes) -> None:
-        """RFC 8308 §2.4: once after NEWKEYS, from a server once more before the login is done."""
-        if len(self._extension_phases) >= 2 or (
-            self.role is Role.SERVER and self._extension_phases
-        ):
+        """RFC 8308 §2.4: once after NEWKEYS, and from a server once more during the login.
+
+        There it says which signatures it takes of this user (OpenSSH PROTOCOL, ext-info-in-auth).
+        """
+        most = 2 if self.role is Role.CLIENT and self.phase is Phase.AUTH else 1
+        if self._extensions_received >= most:
             raise RemoteProtocolError("EXT_INFO came too often")
-        self._extension_phases.append(self.phase)
         found = messages.extensions_untrusted(messages.ExtInfo.decode_untrusted(payload))
+        if self._extensions_received:
+            found = {name: value for name, value in found.items() if name == SERVER_SIG_ALGS}
+        self._extensions_received += 1
         self.peer_extensions.update(found)
 
     # -- the end -----------------------------------------------------------------------------------

@@ -34,7 +34,9 @@ from gateway.ssh.keys import (
     read_key_text,
 )
 from gateway.ssh.known_hosts import KnownHosts, Status
-from gateway.ssh.wire import string, uint32
+from gateway.ssh.krl import MAGIC as KRL_MAGIC
+from gateway.ssh.krl import parse_krl_untrusted
+from gateway.ssh.wire import string, uint32, uint64
 from tests.support.keys import (
     PRIVATE_TYPES,
     SK_ECDSA,
@@ -337,3 +339,40 @@ def test_patterns_match_as_the_definition_says(pattern, text):
         return text != "" and pattern[0] in ("?", text[0]) and slow(text[1:], pattern[1:])
 
     assert match_pattern(text, pattern) is slow(text, pattern)
+
+
+KRL_HEADER = KRL_MAGIC + uint32(1) + bytes(24) + string(b"") + string(b"")
+KRL = (
+    KRL_HEADER
+    + b"\1"
+    + string(
+        string(OTHER.public.blob)
+        + string(b"")
+        + b"\x20"
+        + string(uint64(9) + uint64(7))
+        + b"\x21"
+        + string(uint64(100) + uint64(200))
+        + b"\x22"
+        + string(uint64(1) + string(b"\1\1"))
+        + b"\x23"
+        + string(string(b"the id"))
+    )
+    + b"\2"
+    + string(string(BLOB))
+    + b"\5"
+    + string(string(bytes(32)))
+)
+
+
+@given(mutations(KRL) | st.binary(max_size=100).map(lambda data: KRL_HEADER + data))
+def test_key_revocation_lists(data):
+    certificate = parse_key_or_certificate_untrusted(a_certificate(KEY.public, OTHER))
+    message = ""
+    try:
+        revoked = parse_krl_untrusted(data)
+        message = revoked.reason(certificate) + revoked.reason(KEY.public)
+    except RemoteProtocolError as exc:
+        message = str(exc)
+    assert message.isprintable()
+    if data == KRL:
+        assert message == "by itself" * 2

@@ -1,19 +1,20 @@
 """Other people's SSH clients: each sends DATA through a server of ours to an echo and back.
 
-On the way the keys change: every client here asks for it or is asked, and where it tells what it
-does, that it was done is checked.
+On the way the keys change: every client here asks for it or is asked. That it was done is what our
+server says, and the client too where it tells what it does; the rest of DATA is sent only then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import socket
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 DATA = content("clients", 250_000)
 REKEY_BYTES = 100_000
+UNTIL_REKEY = 150_000  # of DATA
+SERVE_OPTIONS = ("-v", "-v", "--permit-open", "127.0.0.1:*", "--rekey-bytes", str(REKEY_BYTES))
+"""What `gateway serve` needs to be told to meet these clients."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,15 @@ class Login:
     mac: str | None = None
     openssh: OpenSSH | None = None
     """Where the programs of a client that is one are taken from."""
+    first_line: int = field(init=False)
+    """Where in the server's log this login begins."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first_line", len(self.server.program.lines))
+
+    def wait_rekeyed(self) -> None:
+        """Wait until our server says that a second key exchange is complete."""
+        self.server.program.wait_line(r"link \d+: keys 2: ", first=self.first_line)
 
     def command(self, program: str, *arguments: str) -> list[str]:
         openssh = self.openssh or OpenSSH(self.server.keys.folder)
@@ -60,16 +73,46 @@ def check(received: bytes | bytearray) -> None:
     assert hashlib.sha256(received).digest() == hashlib.sha256(DATA).digest()
 
 
-def through_forward(port: int) -> None:
-    """Send DATA into a local forward to the echo."""
-    with socket.create_connection(("127.0.0.1", port), 20) as sock:
-        sender = threading.Thread(target=lambda: (sock.sendall(DATA), sock.shutdown(1)))
+class Stream(Protocol):
+    """A socket, or Paramiko's channel."""
+
+    def sendall(self, data: bytes, /) -> object: ...
+    def recv(self, most: int, /) -> bytes: ...
+    def shutdown(self, how: int, /) -> object: ...
+
+
+def exchange(login: Login, stream: Stream) -> None:
+    """Send the beginning of DATA to the echo, await the rekey, send the rest."""
+    received = bytearray()
+
+    def send(data: bytes, last: bool) -> None:
+        stream.sendall(data)
+        if last:
+            stream.shutdown(socket.SHUT_WR)
+
+    def turn(data: bytes, last: bool) -> None:
+        sender = threading.Thread(target=send, args=(data, last))
         sender.start()
-        received = bytearray()
-        while data := sock.recv(1 << 16):
-            received += data
+        until = len(received) + len(data)
+        while (last or len(received) < until) and (piece := stream.recv(1 << 16)):
+            received.extend(piece)
         sender.join()
+
+    turn(DATA[:UNTIL_REKEY], last=False)
+    login.wait_rekeyed()
+    turn(DATA[UNTIL_REKEY:], last=True)
     check(received)
+
+
+def through_forward(login: Login, port: int) -> None:
+    """Use a local forward to the echo."""
+    with socket.create_connection(("127.0.0.1", port), 20) as sock:
+        exchange(login, sock)
+
+
+def last_keys(said: str) -> int:
+    """Return the number of key exchanges that a program of ours, with -v -v, has told of."""
+    return max(int(number) for number in re.findall(r"\bkeys (\d+): ", said))
 
 
 def count(program: Program, text: str) -> int:
@@ -98,7 +141,7 @@ def ssh(login: Login) -> None:
     del shared[at : at + 2]
     with running(*login.command("ssh", *arguments, *shared, "alice@127.0.0.1")) as program:
         program.wait_line("Entering interactive session")
-        through_forward(port)
+        through_forward(login, port)
         eventually(lambda: count(program, "SSH2_MSG_NEWKEYS received") > 1, "ssh has rekeyed")
 
 
@@ -120,7 +163,7 @@ def dbclient(login: Login) -> None:
     with running(*login.command("dbclient", *arguments), HOME=home) as program:
         eventually(lambda: listens(port) or program.ended, "dbclient listens")
         assert not program.ended, program.lines
-        through_forward(port)
+        through_forward(login, port)
 
 
 def plink(login: Login) -> None:
@@ -138,7 +181,7 @@ def plink(login: Login) -> None:
     with running(*login.command("plink", *arguments), HOME=home) as program:
         program.wait_line("Local port .* forwarding to")
         eventually(lambda: listens(port), "plink listens")
-        through_forward(port)
+        through_forward(login, port)
         program.wait_line("(?i)rekey|key re-exchange")
 
 
@@ -162,14 +205,17 @@ def asyncssh(login: Login) -> None:
         ) as connection:  # fmt: skip
             reader, writer = await connection.open_connection("127.0.0.1", login.target)
 
-            async def send() -> None:
-                for at in range(0, len(DATA), 16384):
-                    writer.write(DATA[at : at + 16384])
+            async def send(data: bytes) -> None:
+                for at in range(0, len(data), 16384):
+                    writer.write(data[at : at + 16384])
                     await writer.drain()
-                writer.write_eof()
 
-            _, received = await asyncio.gather(send(), reader.read())
-            return bytes(received)
+            begin, rest = DATA[:UNTIL_REKEY], DATA[UNTIL_REKEY:]
+            _, received = await asyncio.gather(send(begin), reader.readexactly(len(begin)))
+            await asyncio.to_thread(login.wait_rekeyed)
+            _, more = await asyncio.gather(send(rest), reader.readexactly(len(rest)))
+            writer.write_eof()
+            return bytes(received + more + await reader.read())
 
     check(asyncio.run(asyncio.wait_for(use(), 20)))
 
@@ -193,17 +239,11 @@ def paramiko(login: Login) -> None:
             channel = transport.open_channel(
                 "direct-tcpip", ("127.0.0.1", login.target), ("127.0.0.1", 1), timeout=20
             )
-            sender = threading.Thread(target=lambda: (channel.sendall(DATA), channel.shutdown(1)))
-            sender.start()
-            received = bytearray()
-            while data := channel.recv(1 << 16):
-                received += data
-            sender.join()
+            exchange(login, channel)
             assert first != transport.H  # the exchange hash, of another exchange
         finally:
             transport.close()
             transport.join(5)
-    check(received)
 
 
 CLIENTS: dict[str, Callable[[Login], None]] = {

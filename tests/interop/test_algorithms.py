@@ -8,7 +8,16 @@ import subprocess
 import pytest
 
 from gateway.ssh import algorithms
-from tests.interop.clients import CLIENTS, DATA, REKEY_BYTES, Login, check, count
+from tests.interop.clients import (
+    CLIENTS,
+    DATA,
+    REKEY_BYTES,
+    SERVE_OPTIONS,
+    Login,
+    check,
+    count,
+    last_keys,
+)
 from tests.support.programs import (
     GATEWAY,
     client_options,
@@ -54,19 +63,24 @@ def sshd(openssh):
 
 
 def through_cat(openssh, server, *options):
-    """Send DATA through a `cat` at the far end and back; return what our client said."""
+    """Send DATA through a `cat` at the far end and back; return what our client said.
+
+    Only bytes make them rekey, so the third keys show that the second have moved some.
+    """
     before = count(server.program, "SSH2_MSG_NEWKEYS received")
     result = subprocess.run(
-        [*GATEWAY, "connect", *client_options(server), *options,
+        [*GATEWAY, "connect", "-v", "-v", *client_options(server), *options,
          "-o", f"RekeyLimit={REKEY_BYTES}", "root@127.0.0.1", openssh.cat],
         input=DATA, capture_output=True, check=False, timeout=50,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     check(result.stdout)
+    said = result.stderr.decode()
+    assert last_keys(said) > 2
     eventually(
-        lambda: count(server.program, "SSH2_MSG_NEWKEYS received") > before + 1, "sshd has rekeyed"
+        lambda: count(server.program, "SSH2_MSG_NEWKEYS received") > before + 2, "sshd has rekeyed"
     )
-    return result.stderr.decode()
+    return said
 
 
 @pytest.mark.parametrize(
@@ -89,7 +103,7 @@ def test_our_client_with_sshd_cipher(openssh, sshd, cipher, mac):
 def serve_everything(folder):
     """Run a server of ours that offers all that it can."""
     return running_gateway_serve(
-        make_keys(folder), "--permit-open", "127.0.0.1:*", "--rekey-bytes", str(REKEY_BYTES),
+        make_keys(folder), *SERVE_OPTIONS,
         "--kex", ",".join(SERVER_KEX), "--ciphers", ",".join(algorithms.DEFAULT_CIPHERS),
         "--macs", ",".join(algorithms.DEFAULT_MACS),
     )  # fmt: skip

@@ -331,4 +331,4 @@ def test_a_revoked_host_key(trusting: Login) -> None:
 def test_known_hosts_that_cannot_be_read_is_not_trust(login: Login) -> None:
     login.known_hosts.mkdir()
     sentence = login.refused("StrictHostKeyChecking=accept-new")
-    assert "known_hosts cannot be read" in sentence
+    assert "the file cannot be read" in sentence

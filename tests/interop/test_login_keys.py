@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.clients import last_keys
 from tests.interop.targets import content
 from tests.support.programs import GATEWAY, client_options, make_keys, running_sshd
 
@@ -22,7 +23,7 @@ TYPES = {
     "rsa2048": ["-t", "rsa", "-b", "2048"],
 }
 
-DATA = content("login keys", 40_000)
+DATA = content("login keys", 100_000)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -72,17 +73,22 @@ def login(openssh, server, *options):
     at = shared.index("-i")
     del shared[at : at + 2]
     return subprocess.run(
-        [*GATEWAY, "connect", *map(str, options), "-o", "RekeyLimit=16K", *shared,
+        [*GATEWAY, "connect", "-v", "-v", *map(str, options), "-o", "RekeyLimit=16K", *shared,
          "root@127.0.0.1", openssh.cat],
         input=DATA, capture_output=True, check=False, timeout=30,
     )  # fmt: skip
 
 
 def logs_in(*arguments):
-    """Log in with success; return what was said."""
+    """Log in with success; return what was said.
+
+    Only bytes make us rekey, so the third keys show that the second have moved some.
+    """
     result = login(*arguments)
     assert (result.returncode, result.stdout == DATA) == (0, True), result.stderr
-    return result.stderr.decode()
+    said = result.stderr.decode()
+    assert last_keys(said) > 2
+    return said
 
 
 def refused(*arguments):
@@ -133,6 +139,20 @@ def test_certificates_that_the_server_refuses(
     public = place / f"{name}.pub"
     openssh.keygen("-q", "-s", folder / "ca", "-I", name, *principals, *options, public)
     assert "refused the login" in refused(openssh, by_certificate, "-i", key)
+
+
+@pytest.mark.parametrize("openssh", ["newest"], indirect=True)
+def test_signatures_that_the_server_takes_of_this_user_only(openssh, folder, place):
+    """It says so in a second EXT_INFO, to clients that take one: ext-info-in-auth@openssh.com."""
+    keys = make_keys(place)
+    key = folder / "user_rsa2048"
+    keys.authorized.write_text(key.with_suffix(".pub").read_text())
+    extra = "Match User root\n PubkeyAcceptedAlgorithms rsa-sha2-256\n"
+    with running_sshd(keys, extra, openssh, "DEBUG1") as server:
+        logs_in(openssh, server, "-i", key)
+        log = "\n".join(server.program.lines)
+    assert "rsa-sha2-512 not in PubkeyAcceptedAlgorithms" not in log
+    assert "Accepted publickey for root" in log
 
 
 @pytest.mark.parametrize("certified", [False, True], ids=["plain", "certificate"])

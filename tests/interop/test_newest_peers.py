@@ -13,13 +13,14 @@ import threading
 
 import pytest
 
+from tests.interop.clients import last_keys
 from tests.support.programs import (
     client_options,
     free_port,
     make_keys,
     running,
+    running_connect,
     running_gateway_serve,
-    running_proxy,
     running_sshd,
 )
 
@@ -61,16 +62,17 @@ def test_our_client_with_the_newest_sshd(openssh, echo_port):
     keys = make_keys(openssh.folder / "client")
     with (
         running_sshd(keys, "RekeyLimit 256k", openssh) as server,
-        running_proxy(server, "-o", "RekeyLimit=256K") as proxy,
+        running_connect(server, "-v", "-v", "-o", "RekeyLimit=256K") as proxy,
     ):
-        assert two_way_load(proxy, echo_port) == expected()
+        assert two_way_load(proxy.port, echo_port) == expected()
+        assert last_keys("\n".join(proxy.program.lines)) > BLOCKS // 2
 
 
 @pytest.mark.parametrize("openssh", ["newest"], indirect=True)
 def test_the_newest_client_with_our_server(openssh, echo_port):
     keys = make_keys(openssh.folder / "server")
     with running_gateway_serve(
-        keys, "--permit-open", "127.0.0.1:*", "--rekey-bytes", "262144"
+        keys, "-v", "-v", "--permit-open", "127.0.0.1:*", "--rekey-bytes", "262144"
     ) as server:
         proxy = free_port()
         options = ["-v", "-N", "-D", str(proxy), *client_options(openssh.endpoint(server))]
@@ -80,3 +82,4 @@ def test_the_newest_client_with_our_server(openssh, echo_port):
             program.wait_line("Entering interactive session")
             program.wait_line("kex: algorithm: mlkem768x25519-sha256")
             assert two_way_load(proxy, echo_port) == expected()
+            assert last_keys("\n".join(server.program.lines)) > BLOCKS // 2

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tests.interop.clients import CLIENTS, REKEY_BYTES, Login
+from tests.interop.clients import CLIENTS, SERVE_OPTIONS, Login
 from tests.support.programs import client_options, make_keys, running_gateway_serve
 
 TYPES = {
@@ -31,10 +31,7 @@ def servers(openssh):
 
     def start(name):
         if name not in running:
-            manager = running_gateway_serve(
-                user_and_host_keys(openssh, name),
-                "--permit-open", "127.0.0.1:*", "--rekey-bytes", str(REKEY_BYTES),
-            )  # fmt: skip
+            manager = running_gateway_serve(user_and_host_keys(openssh, name), *SERVE_OPTIONS)
             running[name] = manager, manager.__enter__()
         return running[name][1]
 

@@ -257,8 +257,10 @@ def test_asyncssh_as_the_server(tmp_path: Path, page: int) -> None:
 def _use_asyncssh(keys: Keys, port: int, page: int) -> None:
     server = Endpoint(Program("true"), port, keys)
     try:
-        with running_connect(server) as proxy:
+        with running_connect(server, "-v", "-v", "-o", "RekeyLimit=1M") as proxy:
             option, url = ("--socks5-hostname", f"localhost:{proxy.port}"), "http://localhost"
+            assert curl(*option, f"{url}:{page}/").stdout == PAGE
+            proxy.program.wait_line(r"\bkeys 2: ")
             assert curl(*option, f"{url}:{page}/").stdout == PAGE
             assert b"(5)" in curl(*option, f"{url}:{free_port()}/").stderr
             assert b"(4)" in curl(*option, f"http://{UNKNOWN_NAME}/").stderr

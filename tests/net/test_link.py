@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from contextlib import suppress
 
 import pytest
@@ -13,7 +14,7 @@ from gateway.errors import ChannelOpenError, ConnectionLost, GatewayError, Remot
 from gateway.net.link import CONGESTION_DEADLINE_S, GOODBYE_DEADLINE_S, WATCH_INTERVAL_S
 from gateway.net.login import MAXIMUM_EVENTS, ClientLink
 from gateway.ssh import messages, packets
-from gateway.ssh.channel import INITIAL_WINDOW_SIZE
+from gateway.ssh.flow import INITIAL_WINDOW
 from gateway.ssh.protocol import ClientSetup
 from gateway.ssh.transport import KEX_TIMEOUT_S, Phase, RekeyLimit
 from tests.support.memory import (
@@ -54,7 +55,7 @@ async def test_an_idle_peer_that_answers_lives_for_ever(autojump_clock):
     async with linked(links):
         await trio.sleep(3602)  # not in the moment in which a probe is on its way
         assert links.link.failure is None
-        assert links.link.protocol.connection._pending_global == 0
+        assert links.link.protocol.connection._awaited == deque()
 
 
 async def test_any_byte_counts_as_life(autojump_clock):
@@ -76,7 +77,7 @@ async def test_nobody_is_probed_before_the_login(autojump_clock):
     async with linked(links, log_in=False):
         await trio.sleep(300)
         assert links.link.failure is None
-        assert links.link.protocol.connection._pending_global == 0
+        assert links.link.protocol.connection._awaited == deque()
         assert (await links.log_in()).user_name == "alice"
 
 
@@ -94,7 +95,7 @@ async def test_without_an_interval_silence_is_no_failure(autojump_clock):
 async def test_two_full_peers_never_wait_for_each_other(autojump_clock):
     """Both send all they can on several channels over a carrier of 4 KiB, and both read."""
     links = make_links(capacity=4096, alive_interval_s=15)
-    size = 3 * INITIAL_WINDOW_SIZE // 2
+    size = 3 * INITIAL_WINDOW // 2
     data = os.urandom(size)
     async with linked(links):
         pairs = [await links.open_channel() for _ in range(2)]
@@ -113,7 +114,7 @@ async def test_two_full_peers_never_wait_for_each_other(autojump_clock):
 async def test_two_full_peers_rekey(autojump_clock):
     """The same with a key exchange after every 64 KiB of either direction."""
     links = make_links(capacity=4096, rekey_limit=RekeyLimit(bytes=64 * 1024))
-    data = os.urandom(INITIAL_WINDOW_SIZE // 2)
+    data = os.urandom(INITIAL_WINDOW // 2)
     async with linked(links):
         local, remote = await links.open_channel()
         with trio.fail_after(600):
@@ -133,14 +134,14 @@ async def test_a_reader_that_stops_stops_only_itself(autojump_clock):
         stopped, _ = await links.open_channel()
         _, source = stopped, links.accepted[-1]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_all, source, bytes(2 * INITIAL_WINDOW_SIZE))
+            nursery.start_soon(send_all, source, bytes(2 * INITIAL_WINDOW))
             await trio.testing.wait_all_tasks_blocked()
-            assert len(stopped.pending) == INITIAL_WINDOW_SIZE
+            assert len(stopped.pending) == INITIAL_WINDOW
             local, remote = await links.open_channel()
             nursery.start_soon(send_all, remote, b"x" * 100_000)
             assert await read_all(local, 100_000) == b"x" * 100_000
-            assert len(stopped.pending) == INITIAL_WINDOW_SIZE, "not a byte beyond its window"
-            await read_all(stopped, 2 * INITIAL_WINDOW_SIZE)
+            assert len(stopped.pending) == INITIAL_WINDOW, "not a byte beyond its window"
+            await read_all(stopped, 2 * INITIAL_WINDOW)
 
 
 async def test_a_peer_that_asks_but_never_reads_is_cut_off(autojump_clock):
@@ -401,7 +402,7 @@ async def test_a_broken_link_wakes_everyone(autojump_clock):
 
     async with linked(links):
         no_credit, _ = await links.open_channel()
-        await send_all(no_credit, bytes(INITIAL_WINDOW_SIZE))
+        await send_all(no_credit, bytes(INITIAL_WINDOW))
         no_room, _ = await links.open_channel()
         await trio.testing.wait_all_tasks_blocked()
         freeze(links)
@@ -428,9 +429,9 @@ async def test_what_an_owner_does_after_the_end_takes_no_buffer(autojump_clock):
     links = make_links()
     async with linked(links):
         local, remote = await links.open_channel()
-        await send_all(remote, bytes(INITIAL_WINDOW_SIZE))
+        await send_all(remote, bytes(INITIAL_WINDOW))
         await trio.testing.wait_all_tasks_blocked()
-        assert len(local.pending) == INITIAL_WINDOW_SIZE
+        assert len(local.pending) == INITIAL_WINDOW
         links.server.close()
         await links.link.ended.wait()
         await trio.testing.wait_all_tasks_blocked()

@@ -12,7 +12,7 @@ import trio.testing
 
 from gateway.net.relay import Relay
 from gateway.net.stream import ChannelStream
-from gateway.ssh.channel import INITIAL_WINDOW_SIZE
+from gateway.ssh.flow import INITIAL_WINDOW
 from gateway.ssh.transport import RekeyLimit
 from tests.support.memory import linked, make_links
 
@@ -162,7 +162,7 @@ async def test_a_lost_link_resets_the_socket():
 
 async def test_a_lost_link_ends_the_relay_of_a_program_that_does_not_read():
     async with joined() as it:
-        await it.far.send_all(bytes(INITIAL_WINDOW_SIZE))
+        await it.far.send_all(bytes(INITIAL_WINDOW))
         await until(lambda: pending(it))
         it.links.link.close()
         with trio.fail_after(5):
@@ -181,11 +181,11 @@ async def until(condition):
 
 async def test_a_slow_reader_stops_only_itself_and_holds_one_window():
     async with joined() as it, trio.open_nursery() as nursery:
-        total = 6 * INITIAL_WINDOW_SIZE
+        total = 6 * INITIAL_WINDOW
         nursery.start_soon(it.far.send_all, bytes(total))
         await until(lambda: it.port.channel.remote_window == 0)
         held = pending(it)
-        assert 0 < held <= INITIAL_WINDOW_SIZE
+        assert 0 < held <= INITIAL_WINDOW
         local, remote = await it.links.open_channel()
         remote.channel.send(b"another channel moves")
         it.links.server.flush()
@@ -203,7 +203,7 @@ async def test_early_data_goes_first():
 
 
 async def test_early_data_larger_than_the_window():
-    early = os.urandom(INITIAL_WINDOW_SIZE + 100_000)
+    early = os.urandom(INITIAL_WINDOW + 100_000)
     async with joined(early_data=early) as it:
         assert await receive_exactly(it.far, len(early)) == early
 
@@ -276,7 +276,7 @@ async def test_cancelling_a_relay_closes_both_its_ends():
 @pytest.mark.parametrize("ended_by", ["close", "eof both ways"])
 async def test_what_was_complete_survives_the_loss_of_the_link(ended_by):
     """The far end sent all and ended; only then the link went, with a reader that is slow."""
-    data = os.urandom(INITIAL_WINDOW_SIZE)
+    data = os.urandom(INITIAL_WINDOW)
     async with joined() as it:
         far = it.far
         if ended_by == "eof both ways":

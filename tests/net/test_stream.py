@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from gateway.net.stream import ChannelStream
-from gateway.ssh.channel import INITIAL_WINDOW_SIZE
+from gateway.ssh.flow import INITIAL_WINDOW
 from tests.support.memory import linked, make_links
 
 
@@ -41,7 +41,7 @@ async def test_trios_own_battery(autojump_clock):
 async def test_every_byte_arrives_once_and_credit_follows(autojump_clock):
     async with AsyncExitStack() as stack:
         _, one, two = await stream_pair(stack)
-        data = bytes(range(251)) * (3 * INITIAL_WINDOW_SIZE // 251)
+        data = bytes(range(251)) * (3 * INITIAL_WINDOW // 251)
         got = bytearray()
 
         async def receive():

@@ -14,7 +14,6 @@ from gateway.errors import LocalProtocolError, RemoteProtocolError
 from gateway.ssh import connection as connection_module
 from gateway.ssh import messages
 from gateway.ssh.channel import (
-    INITIAL_WINDOW_SIZE,
     RECEIVE_TABLE,
     SEND_TABLE,
     Channel,
@@ -22,12 +21,14 @@ from gateway.ssh.channel import (
     ReceiveState,
     SendState,
 )
+from gateway.ssh.flow import INITIAL_WINDOW, PathMeter
 from gateway.ssh.numbers import Msg, OpenFailure
 from gateway.ssh.packets import MAXIMUM_DATA, Outbound
 from gateway.ssh.transport import Phase, Role
+from gateway.ssh.windows import Budget, Shares
 from tests.support.pair import inject, logged_in_pair, take
 
-WINDOW = INITIAL_WINDOW_SIZE
+WINDOW = INITIAL_WINDOW
 
 
 def channel_data(channel_id, data, length=None):
@@ -63,7 +64,7 @@ def open_with(channel_id=0, window=WINDOW, packet=32768):
 @pytest.mark.parametrize("receive", ReceiveState)
 @pytest.mark.parametrize("send", SendState)
 def test_every_state_with_every_event(send, receive, event, from_peer):
-    channel = Channel(7, "test", Outbound(bytes), WINDOW)
+    channel = Channel(7, "test", Outbound(bytes), Shares(PathMeter(), Budget()))
     channel.send_state, channel.receive_state = send, receive
     before = repr(channel)
     assert before == f"<Channel 7 test send={send.value} receive={receive.value}>"
@@ -134,9 +135,9 @@ def test_credit_is_conserved_and_who_reads_always_gets_on(steps):
     def check():
         for receiver, sender in ((0, 1), (1, 0)):
             end = ends[receiver]
-            assert end.local_window == ends[sender].remote_window, "both count the same"
-            assert end.local_window + end._credit + unread[receiver] == WINDOW
-            assert 0 <= end.local_window <= WINDOW
+            assert end.window.granted == ends[sender].remote_window, "both count the same"
+            assert end.window.held == unread[receiver]
+            assert 0 <= end.window.granted + end.window.held <= WINDOW
 
     for what, amount in steps:
         sender = ends[1] if "back" in what else ends[0]
@@ -160,7 +161,7 @@ def test_a_reader_that_paused_with_a_full_window_always_resumes():
     while local.send(bytes(MAXIMUM_DATA)):
         pair.pump()
     pair.pump()
-    assert (local.remote_window, remote.local_window) == (0, 0)
+    assert (local.remote_window, remote.window.granted) == (0, 0)
     assert not local.room()
     for _ in range(1000):
         remote.consumed(1)
@@ -179,7 +180,7 @@ def test_data_beyond_the_window_ends_the_link(beyond):
     remote.sink = lambda data: (got.extend(data) and 0) or 0
     for _ in range(WINDOW // MAXIMUM_DATA):
         inject(server, channel_data(remote.channel_id, bytes(MAXIMUM_DATA)))
-    left = remote.local_window
+    left = remote.window.granted
     with pytest.raises(RemoteProtocolError, match="exceed the window"):
         inject(server, channel_data(remote.channel_id, bytes(min(left + beyond, 262_100))))
     assert len(got) + left == WINDOW
@@ -372,7 +373,7 @@ def test_extended_data_of_any_type_never_pins_the_window(code):
     for _ in range(3 * WINDOW // 100_000):
         inject(pair.server, messages.ChannelExtendedData(0, code, bytes(100_000)))
         take(pair.server)
-        assert remote.local_window + remote._credit == WINDOW
+        assert remote.window.held == 0
     inject(pair.server, messages.ChannelExtendedData(0, code, b""))
 
 

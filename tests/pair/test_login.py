@@ -27,6 +27,7 @@ from tests.support.pair import (
     USER_KEY,
     edit_kexinit,
     inject,
+    local_kexinit,
     logged_in_pair,
     make_pair,
     pair_in_phase,
@@ -472,6 +473,26 @@ def test_partial_success_goes_on():
 EXTENSIONS = {"server-sig-algs": b"ssh-ed25519", "x@example.com": b"\0\xff"}
 
 
+@pytest.mark.parametrize(
+    ("unaware", "marker"), [("client", "ext-info-c"), ("server", "ext-info-s")]
+)
+def test_only_who_asks_is_told(unaware, marker):
+    pair = make_pair()
+    peers = {"client": pair.client, "server": pair.server}
+    names = local_kexinit(peers[unaware]).kex_algorithms
+    assert marker in names
+    edit_kexinit(peers[unaware], kex_algorithms=tuple(name for name in names if name != marker))
+    pair.pump()
+    told = {side: bool(protocol.transport.peer_extensions) for side, protocol in peers.items()}
+    assert told == {side: side != unaware for side in peers}
+
+
+def test_our_client_takes_extensions_during_the_login():
+    pair = make_pair()
+    pair.pump()
+    assert pair.server.transport.peer_extensions == {"ext-info-in-auth@openssh.com": b"0"}
+
+
 def test_our_server_tells_its_algorithms():
     pair = make_pair()
     pair.pump()
@@ -492,8 +513,17 @@ def test_a_client_may_tell_once():
 
 def test_a_server_may_tell_twice_the_second_time_during_the_login():
     _, client = waiting_client("none sent")
-    inject(client, messages.ext_info({"server-sig-algs": b"rsa-sha2-512"}))
-    assert client.transport.peer_extensions["server-sig-algs"] == b"rsa-sha2-512"
+    before = dict(client.transport.peer_extensions)
+    hostbound = {"publickey-hostbound@openssh.com": b"1", "x@example.com": b""}
+    inject(client, messages.ext_info({"server-sig-algs": b"rsa-sha2-512", **hostbound}))
+    assert client.transport.peer_extensions == {**before, "server-sig-algs": b"rsa-sha2-512"}
+    with pytest.raises(RemoteProtocolError, match="too often"):
+        inject(client, messages.ext_info(EXTENSIONS))
+
+
+def test_a_server_may_not_tell_twice_before_the_login():
+    _, client = pair_in_phase(Role.CLIENT, Phase.SERVICE)
+    inject(client, messages.ext_info(EXTENSIONS))
     with pytest.raises(RemoteProtocolError, match="too often"):
         inject(client, messages.ext_info(EXTENSIONS))
 

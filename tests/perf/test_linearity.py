@@ -110,7 +110,7 @@ def test_a_packet_that_arrives_byte_by_byte_is_not_looked_at_again_and_again():
             for at in range(0, len(stream), 16):
                 feed(pair.server, stream[at : at + 16])
             take(pair.server)
-            local.remote_window = remote.local_window
+            local.remote_window = remote.window.granted
             return size
 
         return work

@@ -103,6 +103,9 @@ class MemoryCarrier:
         self.outbox.tell()
         return count
 
+    def acknowledge(self) -> None:
+        """See `Carrier`."""
+
     def watch(self, on_ready: Callable[[int], None]) -> None:
         """See `Carrier`."""
         self._on_ready = on_ready

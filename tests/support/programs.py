@@ -82,12 +82,16 @@ class Program:
         with self._changed:
             self._changed.notify_all()
 
-    def wait_line(self, pattern: str, timeout_s: float = READY_TIMEOUT_S) -> re.Match[str]:
-        """Return the match of the first line with ``pattern``; fail with all lines otherwise."""
+    def wait_line(
+        self, pattern: str, timeout_s: float = READY_TIMEOUT_S, *, first: int = 0
+    ) -> re.Match[str]:
+        """Return the match of the first line with ``pattern``, from the line number ``first`` on;
+        fail with all lines otherwise.
+        """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                for line in self.lines:
+                for line in self.lines[first:]:
                     if match := re.search(pattern, line):
                         return match
                 remaining = deadline - time.monotonic()
@@ -332,6 +336,18 @@ class OpenSSH:
             return [path, *arguments]
         return ["chroot", str(self.root), str(self.inside(Path(path))), *arguments]
 
+    def on_this_machine(self, program: str, *arguments: str) -> list[str]:
+        """Return what runs a program with the files, the users and the shell of this machine.
+
+        One that is unpacked somewhere else finds its libraries by the loader that came with it.
+        """
+        command = self.command(program, *arguments)
+        if self.root is None:
+            return command
+        (loader,) = self.root.glob("usr/lib/*/ld-linux*.so.*")
+        path = f"{self.root}{command[2]}"
+        return [str(loader), "--library-path", str(loader.parent), path, *arguments]
+
     def _search_path(self) -> str:
         if self.root is not None:
             return f"{self.root}/usr/bin:{self.root}/usr/sbin"
@@ -421,18 +437,6 @@ def client_options(server: Endpoint) -> list[str]:
     ]  # fmt: skip
 
 
-@contextlib.contextmanager
-def running_proxy(server: Endpoint, *options: str, user: str = "root") -> Iterator[int]:
-    """Run `gateway connect -N -D` to a server; yield the proxy's port."""
-    port = free_port()
-    with running(
-        *GATEWAY, "connect", "-N", "-D", str(port), *client_options(server), *options,
-        f"{user}@127.0.0.1",
-    ) as program:  # fmt: skip
-        program.wait_line(f"SOCKS proxy on localhost:{port}")
-        yield port
-
-
 @dataclass(frozen=True)
 class Proxy:
     """A running SOCKS proxy."""
@@ -443,7 +447,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def running_connect(server: Endpoint, *options: str) -> Iterator[Proxy]:
-    """Run `gateway connect -N -D` as `running_proxy` does; yield the program as well."""
+    """Run `gateway connect -N -D` to a server."""
     port = free_port()
     with running(
         *GATEWAY, "connect", "-N", "-D", str(port), *client_options(server), *options,

@@ -9,6 +9,8 @@ from gateway.config.trust import HostKeyChecker
 from gateway.errors import ConfigError, HostKeyError
 from gateway.ssh.algorithms import DEFAULT_HOST_KEY_ALGORITHMS, PLAIN_KEY_ALGORITHMS
 from gateway.ssh.certificates import parse_certificate_untrusted
+from gateway.ssh.krl import MAGIC
+from gateway.ssh.wire import string, uint32
 from tests.support.keys import PRIVATE_TYPES, a_certificate, a_private_key
 
 KEY = a_private_key("ssh-ed25519")
@@ -162,6 +164,19 @@ async def test_revoked_host_keys(tmp_path):
     await checker(tmp_path, key, revoked_host_keys=(revoked,)).check(key)
     with pytest.raises(HostKeyError, match="RevokedHostKeys"):
         await checker(tmp_path, other, revoked_host_keys=(revoked,)).check(other)
+
+
+async def test_a_key_revocation_list(tmp_path):
+    key, other = a_private_key("ssh-ed25519").public, a_private_key("ecdsa-sha2-nistp256").public
+    revoked = tmp_path / "krl"
+    header = MAGIC + uint32(1) + bytes(24) + string(b"") + string(b"")
+    revoked.write_bytes(header + b"\2" + string(string(other.blob)))
+    text = tmp_path / "text"
+    text.write_text("# nobody\n")
+    files = (text, revoked)
+    await checker(tmp_path, key, revoked_host_keys=files).check(key)
+    with pytest.raises(HostKeyError, match=r"RevokedHostKeys .*krl \(by itself\)"):
+        await checker(tmp_path, other, revoked_host_keys=files).check(other)
 
 
 @pytest.mark.parametrize("content", [None, b"SSHKRL\n\0binary", b"not a key\n"])

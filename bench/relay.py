@@ -1,21 +1,21 @@
 """A plain TCP relay: what remains when SSH is taken away. Two in series are the limit.
 
-In C where a compiler is found, else in Python; ``language`` says which. The same loop in both: a
-process for each direction, which reads what there is and writes it.
+    relay TARGET_PORT                       prints "listening on PORT"
+
+In C where a compiler is found, else in Python. The same loop in both: a process for each direction,
+which reads what there is and writes it.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 BUFFER = 256 << 10
 
 SOURCE = r"""
+#define BUFFER (256 << 10)
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -65,17 +65,6 @@ int main(int argc, char **argv) {
     }
 }
 """
-
-
-def relay_command(folder: Path) -> tuple[str, list[str]]:
-    """The language and the command; the target's port is to be appended."""
-    compiler = shutil.which("cc")
-    source, program = folder / "relay.c", folder / "relay"
-    source.write_text(SOURCE.replace("BUFFER", str(BUFFER)))
-    command = [str(compiler), "-O2", "-o", str(program), str(source)]
-    if compiler and not subprocess.run(command, capture_output=True, check=False).returncode:
-        return "C", [str(program)]
-    return "Python", [sys.executable, "-IS", str(Path(__file__).resolve())]
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:

@@ -1,0 +1,1 @@
+"""How fast we are, always next to ssh in the same run; see `__main__.py`."""
