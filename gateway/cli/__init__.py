@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Final
@@ -20,6 +21,7 @@ usage: gateway connect [options] [user@]host [command]   a proxy or a tunnel ove
 def main() -> int:
     """Run the command that the arguments name; return the exit status."""
     _fill_standard_descriptors()
+    gc.disable()  # what a start makes stays: nothing to find until `terminal.run`
     arguments = sys.argv[1:]
     command = arguments[0] if arguments else ""
     match command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import getpass
 import logging
 import os
@@ -218,6 +219,8 @@ def run(
     """
     try:
         raise_descriptor_limit()
+        gc.freeze()  # modules and settings: never looked through again
+        gc.enable()
         return trio.run(until_signal, function, after_signal)
     except* GatewayError as group:
         if not quiet:

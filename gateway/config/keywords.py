@@ -15,9 +15,10 @@ nobody can, each with the reason here.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
+
+from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +33,7 @@ class Kind(enum.Enum):
     REFUSED = enum.auto()  # ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class Keyword:
+class Keyword(Record):
     """One row.
 
     Keywords with the same ``slot`` are one setting: the first of them wins. Values in ``harmless``

@@ -7,11 +7,10 @@ not; a file that is included starts in the state of the line that includes it an
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -22,6 +21,7 @@ from gateway.config.keywords import BY_NAME, Keyword
 from gateway.config.lines import matches_list, matches_pattern, split_arguments, split_line
 from gateway.config.match import Subject, line_applies, run_in_shell
 from gateway.errors import ConfigError, printable
+from gateway.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,8 +37,7 @@ FILE_LIMIT: Final = 1024 * 1024  # our choice; ssh has no limit
 ACCUMULATED_LIMIT: Final = 100  # readconf.h, SSH_MAX_IDENTITY_FILES
 
 
-@dataclass(frozen=True, slots=True)
-class Environment:
+class Environment(Record):
     """What the reader must know of the machine and of the person.
 
     The functions are what a configuration may ask of the machine: look a name up, tell its own
@@ -56,8 +55,7 @@ class Environment:
     execute: Callable[[str, str], bool] = run_in_shell
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Record):
     """One keyword with its arguments, and the place that every complaint about it names."""
 
     keyword: Keyword
@@ -252,6 +250,8 @@ class Reader:
         ignored = self._settings.first("ignoreunknown")
         if ignored is not None and matches_list(name.lower(), ignored.one().lower()):
             return None
+        import difflib  # noqa: PLC0415 - for a misspelt keyword only
+
         near = difflib.get_close_matches(name.lower(), BY_NAME, 1)
         raise ConfigError(
             "this is no keyword of ssh_config(5)",

@@ -9,7 +9,6 @@ A value is only looked at if it applies and wins: a mistake in another host's bl
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +40,7 @@ from gateway.config.sources import (
 from gateway.config.tokens import ShellTokens, make_tokens
 from gateway.config.values import IpQos, RekeyLimit
 from gateway.errors import printable
+from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,8 +81,7 @@ FAMILIES: Final = {
 _FORWARD_SLOTS: Final = ("dynamicforward", "localforward", "remoteforward", "tunnel")
 
 
-@dataclass(frozen=True, slots=True)
-class HostConfig:
+class HostConfig(Record):
     """Everything that is configured for one host; files are named, not opened."""
 
     alias: str
@@ -167,8 +166,7 @@ def read_host_config(
     return resolve(read, environment)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadSettings:
+class ReadSettings(Record):
     """What was read for a host, before its values are looked at."""
 
     alias: str

@@ -9,11 +9,11 @@ The address that is dialled is the one that is checked; see `gateway.net.dial`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError
+from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +23,7 @@ class PermissionDenied(GatewayError):
     """Policy said no. The message names the rule."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRule:
+class OpenRule(Record):
     """One ``HOST:PORT``; None stands for ``*``."""
 
     host: str | None
@@ -46,8 +45,7 @@ class OpenRule:
             return False
 
 
-@dataclass(frozen=True, slots=True)
-class OpenPolicy:
+class OpenPolicy(Record):
     """All rules; ``is_own`` says whether an address is this machine's."""
 
     rules: tuple[OpenRule, ...]

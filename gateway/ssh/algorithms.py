@@ -6,10 +6,10 @@ To add an algorithm: its name goes into a tuple here, its code into the table of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import RemoteProtocolError, printable
+from gateway.records import Record
 from gateway.ssh.numbers import Disconnect
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ STRICT_S: Final = "kex-strict-s-v00@openssh.com"
 _MARKERS: Final = frozenset((EXT_INFO_C, EXT_INFO_S, STRICT_C, STRICT_S))
 
 
-@dataclass(frozen=True, slots=True)
-class Preferences:
+class Preferences(Record):
     """What one side offers, in its order."""
 
     kex: tuple[str, ...] = DEFAULT_KEX
@@ -98,8 +97,7 @@ def without_aes(ciphers: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(ciphers, key=lambda name: not name.startswith("chacha20")))
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(Record):
     """What both sides agreed on."""
 
     kex: str

@@ -12,7 +12,6 @@ form in which it enters the hash: an mpint for the classic ones, a string for th
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,11 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import (
     MLKEM768PublicKey,
 )
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.errors import LocalProtocolError, RemoteProtocolError
+from gateway.records import Record
 from gateway.ssh import groups, messages, wire
 from gateway.ssh.ciphers import CIPHERS, MACS, PacketCipher
+from gateway.ssh.keytypes import UNCOMPRESSED_POINT, encode_point
 from gateway.ssh.numbers import Disconnect, Msg
 
 if TYPE_CHECKING:
@@ -147,12 +147,11 @@ class NistEcdh:
 
     def start(self) -> bytes:
         """Client: return Q_C."""
-        public = self._private.public_key()
-        return public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        return encode_point(self._private.public_key())
 
     def finish(self, server_value: bytes) -> bytes:
         """Client: return K as an mpint; a point that is not on the curve is refused."""
-        if server_value[:1] != b"\x04":
+        if server_value[:1] != UNCOMPRESSED_POINT:
             raise _failed("the peer's point is not in uncompressed form")
         try:
             point = ec.EllipticCurvePublicKey.from_encoded_point(self._curve, server_value)
@@ -191,8 +190,7 @@ class FiniteField:
 # ---- ways ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ServerReply:
+class ServerReply(Record):
     """What the server's last message of an exchange says, as the client has understood it.
 
     ``hashed`` is what enters the hash between the host key and K.
@@ -323,8 +321,7 @@ METHODS: Final[dict[str, Callable[[Callable[[int], bytes]], Method]]] = {
 # ---- hash and keys -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
+class Transcript(Record):
     """What the hash covers before the host key (RFC 4253 §8): versions without CR LF, KEXINITs."""
 
     client_version: bytes
@@ -347,8 +344,7 @@ class Transcript:
         return hashlib.new(hash_name, data).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class KeyMaterial:
+class KeyMaterial(Record):
     """K, H and the session identifier, from which all keys come (RFC 4253 §7.2)."""
 
     hash_name: str

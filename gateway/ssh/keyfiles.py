@@ -15,12 +15,10 @@ meanwhile; call `PrivateKeyFile.decrypt` in one.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import math
 import os
 import re
 import shlex
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Never, Protocol
 
 import bcrypt
@@ -29,9 +27,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, CTR
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from gateway.errors import ConfigError, RemoteProtocolError, printable
+from gateway.records import Record, field, replace
 from gateway.ssh.keys import (
     KEY_TYPES,
     KeySizeError,
@@ -69,8 +67,7 @@ class WrongPassphrase(ConfigError):
     """The key file is encrypted and the passphrase is missing or wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class _FileCipher:
+class _FileCipher(Record):
     key_length: int
     iv_length: int
     tag_length: int
@@ -105,8 +102,7 @@ FILE_CIPHERS: Final[Mapping[str, _FileCipher]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Protection:
+class _Protection(Record):
     cipher: _FileCipher
     salt: bytes
     rounds: int
@@ -130,8 +126,7 @@ class _Content(Protocol):
         """Return the key; `InvalidTag` if the passphrase is wrong, else `RemoteProtocolError`."""
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateKeyFile:
+class PrivateKeyFile(Record):
     """A key file; `decrypt` gives the private key, with its comment.
 
     ``public_key`` is None where the file does not show it before it is decrypted.
@@ -148,7 +143,7 @@ class PrivateKeyFile:
 
     def with_public_key(self, public_key: PublicKey) -> PrivateKeyFile:
         """Return the same file with what its .pub file says; `decrypt` checks that they fit."""
-        return dataclasses.replace(self, public_key=public_key)
+        return replace(self, public_key=public_key)
 
     def decrypt(self, passphrase: str | bytes | None = None) -> PrivateKey:
         """Return the private key; `WrongPassphrase`, or `ConfigError` if the file is damaged.
@@ -235,8 +230,7 @@ def encode_private_key_file(
 # ---- openssh-key-v1, outside in ----------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _OpensshContent:
+class _OpensshContent(Record):
     protection: _Protection | None
     sealed: bytes
 
@@ -259,7 +253,7 @@ class _OpensshContent:
         padding = fields.rest()
         if padding != bytes(range(1, 256))[: len(padding)]:
             raise RemoteProtocolError("its padding is not 1, 2, 3, …")
-        return dataclasses.replace(private_key, comment=comment)
+        return replace(private_key, comment=comment)
 
 
 def _unwrap(text: bytes, where: str) -> bytes:
@@ -362,13 +356,17 @@ _DEK_IV_DIGITS: Final[Mapping[bytes, int]] = {  # the ciphers of RFC 1423 that a
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _PemContent:
+class _PemContent(Record):
     text: bytes
     is_encrypted: bool
 
     def open(self, passphrase: bytes) -> PrivateKey:
         """Have the library read it; what it finds passes through our own checks."""
+        # Few files are PEM, and this module costs every start as much as all our messages.
+        from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
+            load_pem_private_key,
+        )
+
         try:
             key = load_pem_private_key(
                 self.text,

@@ -15,10 +15,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.errors import ConfigError, LocalProtocolError, RemoteProtocolError, printable
+from gateway.records import Record, field
 from gateway.ssh.keytypes import (
     ED25519_KEY_LENGTH,
     KEY_TYPES,
@@ -67,8 +67,7 @@ MAXIMUM_TEXT_BYTES: Final = 16 << 20  # a known_hosts or authorized_keys file
 MAXIMUM_TEXT_LINES: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(Record):
     """A public key; equal when the blobs are equal."""
 
     algorithm: str
@@ -125,8 +124,7 @@ class PublicKey:
         return f"{self.algorithm} {base64.b64encode(self.blob).decode()}"
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateKey:
+class PrivateKey(Record):
     """A private key; its repr shows the public half only."""
 
     public: PublicKey
@@ -225,12 +223,14 @@ def _read_key_type(fields: Reader) -> KeyType:
 def read_key_name(fields: Reader) -> str:
     """Take the name at the front of a blob, so checked that it can be shown (RFC 4251 §6)."""
     try:
-        name = fields.string()
+        data = fields.string()
     except RemoteProtocolError as exc:
         raise PublicKeyError(f"a key without a type: {exc}") from exc
-    if not 0 < len(name) <= MAXIMUM_NAME_LENGTH or not all(0x20 < byte < 0x7F for byte in name):
-        raise PublicKeyError(f"a key whose type is no name: {printable(name, 64)}")
-    return name.decode("ascii")
+    name = data.decode("latin-1")
+    is_name = name.isascii() and name.isprintable() and " " not in name
+    if not is_name or not 0 < len(name) <= MAXIMUM_NAME_LENGTH:
+        raise PublicKeyError(f"a key whose type is no name: {printable(data, 64)}")
+    return name
 
 
 # ---- the text form -----------------------------------------------------------
@@ -246,6 +246,8 @@ def split_words(text: str, maximum_words: int) -> list[str]:
 
 def match_pattern(text: str, pattern: str) -> bool:
     """Match ``*`` and ``?`` as match.c does, but in time bounded by the product of the lengths."""
+    if "*" not in pattern and "?" not in pattern:
+        return text == pattern
     at = star = 0
     after_star = -1  # where to go on in the pattern, and in the text from `star`
     in_pattern = 0

@@ -15,7 +15,6 @@ The private halves are laid out as PROTOCOL.key and the agent protocol have them
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import InternalError, InvalidSignature
@@ -27,9 +26,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
 )
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.errors import ConfigError, RemoteProtocolError
+from gateway.records import Record
 from gateway.ssh.wire import Reader, mpint, string
 
 if TYPE_CHECKING:
@@ -95,8 +94,7 @@ class Signer(Protocol):
         """Return what follows the type name in the private section of PROTOCOL.key."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyType:
+class KeyType(Record):
     """One kind of key; both parsers start behind the type name.
 
     ``parse_private`` is None for a kind whose private half no file holds.
@@ -183,8 +181,13 @@ def _parse_ed25519_private(fields: Reader) -> Signer:
 # ---- ecdsa, RFC 5656 §3 ------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
+def encode_point(key: ec.EllipticCurvePublicKey) -> bytes:
+    """Return a point in uncompressed form (SEC 1 §2.3.3)."""
+    numbers, size = key.public_numbers(), (key.curve.key_size + 7) // 8
+    return UNCOMPRESSED_POINT + numbers.x.to_bytes(size, "big") + numbers.y.to_bytes(size, "big")
+
+
+class _Curve(Record):
     name: str  # RFC 5656 §10.1
     curve: ec.EllipticCurve
     hash: hashes.HashAlgorithm  # RFC 5656 §6.2.1
@@ -243,9 +246,7 @@ class _EcdsaSigner:
             self._key = ec.derive_private_key(secret, curve.curve)
         except ValueError as exc:
             raise PublicKeyError(f"the secret is not a number of {curve.name}") from exc
-        self._point = self._key.public_key().public_bytes(
-            Encoding.X962, PublicFormat.UncompressedPoint
-        )
+        self._point = encode_point(self._key.public_key())
 
     def sign(self, algorithm: str, data: bytes) -> bytes:  # noqa: ARG002 - one for each curve
         """The nonce is the library's: a home-made one gave keys away (CVE-2024-31497)."""
@@ -332,8 +333,7 @@ def _check_rsa_numbers(e: int, n: int) -> None:
         raise PublicKeyError("its exponent is not an odd number of 3 or more and at most 64 bits")
 
 
-@dataclass(frozen=True, slots=True)
-class _RsaNumbers:
+class _RsaNumbers(Record):
     """In the order of PROTOCOL.key; ``iqmp`` is the inverse of q modulo p."""
 
     n: int

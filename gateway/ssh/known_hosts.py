@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import enum
 import hmac
 import os
 import re
 import string as characters
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.errors import ConfigError, RemoteProtocolError, printable
+from gateway.records import Record, field, replace
 from gateway.ssh.certificates import (
     Certificate,
     CertificateError,
@@ -79,14 +78,12 @@ class Status(enum.Enum):
     REVOKED = "revoked"
 
 
-@dataclass(frozen=True, slots=True)
-class _HashedName:
+class _HashedName(Record):
     salt: bytes = field(repr=False)
     digest: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class KnownHostEntry:
+class KnownHostEntry(Record):
     """One line: its place, its marker, and the key that it records, of whatever type."""
 
     file: str
@@ -127,8 +124,7 @@ class KnownHostEntry:
         return matched
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Record):
     """What the files say about one key of one host.
 
     ``entry`` is the line that decided: the key itself or its CA (KNOWN), its revocation or its
@@ -146,8 +142,7 @@ class Verdict:
     certificate_problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class HostKeyUpdate:
+class HostKeyUpdate(Record):
     """What UpdateHostKeys changes: keys to record, if the server proves them, and lines to remove.
 
     Both are empty where there is nothing to do, or where ``obstacle`` says why it must not be done.
@@ -158,8 +153,7 @@ class HostKeyUpdate:
     obstacle: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class KnownHosts:
+class KnownHosts(Record):
     """The lines of all known_hosts files, in order, and a sentence for each one not usable."""
 
     entries: tuple[KnownHostEntry, ...] = ()
@@ -207,7 +201,7 @@ class KnownHosts:
                     break
                 return Verdict(Status.KNOWN, name, key, entry)
         verdict = _judge_plain(name, key.key, here, bare)
-        return dataclasses.replace(verdict, certificate_problem=problem)
+        return replace(verdict, certificate_problem=problem)
 
     def plan_update(self, host: str, port: int, offered: Sequence[PublicKey]) -> HostKeyUpdate:
         """Compare what a trusted server offers with the user's files (clientloop.c, hostkeys_find).

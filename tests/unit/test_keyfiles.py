@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -564,7 +565,9 @@ def test_a_slow_derivation_is_refused_before_it_is_begun(algorithm, too_slow):
 )
 def test_a_derivation_without_sense_is_refused_before_it_is_begun(name, numbers, monkeypatch):
     """OpenSSL would refuse it too, but leave an error behind for whoever comes next."""
-    monkeypatch.setattr(keyfiles, "load_pem_private_key", lambda *_, **__: pytest.fail("begun"))
+    monkeypatch.setattr(
+        serialization, "load_pem_private_key", lambda *_, **__: pytest.fail("begun")
+    )
     assert "key derivation make no sense" in refusal(pkcs8(pbes2(name, *numbers)), "x")
 
 
