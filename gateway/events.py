@@ -10,22 +10,25 @@ The second group is what `gateway connect` and `gateway serve` report about them
 
 from __future__ import annotations
 
-from gateway.records import Record
+from dataclasses import dataclass
 
 
-class Event(Record):
+@dataclass(frozen=True, slots=True)
+class Event:
     """Base of all events."""
 
 
 # ---- one link, from the protocol -----------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class VersionReceived(Event):
     """The peer's identification string, without CR LF."""
 
     version: str
 
 
+@dataclass(frozen=True, slots=True)
 class HostKeyReceived(Event):
     """Client, once: the server proved this key; answer with ``accept_host_key`` or close.
 
@@ -37,6 +40,7 @@ class HostKeyReceived(Event):
     signature: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
 class KeysExchanged(Event):
     """Both directions use new keys; ``count`` is 1 for the first exchange."""
 
@@ -58,6 +62,7 @@ class KeysExchanged(Event):
         return f"{self.kex}, {self.host_key}, client {client}, server {server}{strict}"
 
 
+@dataclass(frozen=True, slots=True)
 class SignatureWanted(Event):
     """Client: the server takes this key; answer with ``provide_signature`` or ``skip_identity``."""
 
@@ -66,19 +71,22 @@ class SignatureWanted(Event):
     algorithm: str
 
 
+@dataclass(frozen=True, slots=True)
 class PasswordWanted(Event):
     """Client: answer with ``provide_password`` or ``skip_method``; ``attempt`` counts from 1."""
 
     attempt: int
 
 
-class Prompt(Record):
+@dataclass(frozen=True, slots=True)
+class Prompt:
     """A question of "keyboard-interactive"; ``echo``: the answer may be seen while typed."""
 
     text: str
     echo: bool
 
 
+@dataclass(frozen=True, slots=True)
 class AnswersWanted(Event):
     """Client: the server asks (RFC 4256 §3.2), perhaps nothing; it may only want to be shown.
 
@@ -90,6 +98,7 @@ class AnswersWanted(Event):
     prompts: tuple[Prompt, ...]
 
 
+@dataclass(frozen=True, slots=True)
 class PartiallyAuthenticated(Event):
     """Client: this method was accepted and the server wants another one as well."""
 
@@ -97,12 +106,14 @@ class PartiallyAuthenticated(Event):
     methods_that_can_continue: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
 class BannerReceived(Event):
     """Client: text to show before the login (RFC 4252 §5.4)."""
 
     message: str
 
 
+@dataclass(frozen=True, slots=True)
 class Authenticated(Event):
     """The login is done. ``fingerprint`` is that of the key that signed, empty for "none"."""
 
@@ -111,6 +122,7 @@ class Authenticated(Event):
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
 class AuthenticationRefused(Event):
     """Client: nothing is left to try. Server: one attempt failed.
 
@@ -123,12 +135,14 @@ class AuthenticationRefused(Event):
     methods_that_can_continue: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
 class DebugReceived(Event):
     """SSH_MSG_DEBUG: OpenSSH explains refusals with it."""
 
     message: str
 
 
+@dataclass(frozen=True, slots=True)
 class PeerDisconnected(Event):
     """SSH_MSG_DISCONNECT (RFC 4253 §11.1)."""
 
@@ -136,6 +150,7 @@ class PeerDisconnected(Event):
     description: str
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelOpenRequested(Event):
     """The peer wants a channel; answer with ``confirm_channel`` or ``refuse_channel``."""
 
@@ -144,16 +159,19 @@ class ChannelOpenRequested(Event):
     type_specific: bytes
 
 
+@dataclass(frozen=True, slots=True)
 class OnChannel(Event):
     """Base of what happens to one channel that its owner knows."""
 
     channel_id: int
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelOpened(OnChannel):
     """The peer confirmed a channel of ours."""
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelOpenFailed(OnChannel):
     """The peer refused a channel of ours; the channel is forgotten."""
 
@@ -161,18 +179,22 @@ class ChannelOpenFailed(OnChannel):
     description: str
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelWritable(OnChannel):
     """A channel whose window was used up has credit again."""
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelEofReceived(OnChannel):
     """The peer will send no more data on this channel."""
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelCloseReceived(OnChannel):
     """The peer closed this channel; answer with ``close`` when its data is delivered."""
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelRequested(OnChannel):
     """A request about a channel (RFC 4254 §5.4), for instance exit-status."""
 
@@ -181,12 +203,14 @@ class ChannelRequested(OnChannel):
     type_specific: bytes
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelReplied(OnChannel):
     """The answer to our oldest channel request that wanted one."""
 
     success: bool
 
 
+@dataclass(frozen=True, slots=True)
 class GlobalRequested(Event):
     """A global request that the protocol core does not answer itself."""
 
@@ -195,6 +219,7 @@ class GlobalRequested(Event):
     request_specific: bytes
 
 
+@dataclass(frozen=True, slots=True)
 class GlobalReplied(Event):
     """The answer to our oldest global request that wanted one."""
 
@@ -202,6 +227,7 @@ class GlobalReplied(Event):
     response_specific: bytes
 
 
+@dataclass(frozen=True, slots=True)
 class PongReceived(Event):
     """The answer to a ping@openssh.com of ours."""
 
@@ -211,6 +237,7 @@ class PongReceived(Event):
 # ---- what client and server report ---------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class LinkOpened(Event):
     """A link is ready to carry channels."""
 
@@ -220,6 +247,7 @@ class LinkOpened(Event):
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
 class LinkClosed(Event):
     """A link ended. Bytes are those of the carrier, both ways."""
 
@@ -230,6 +258,7 @@ class LinkClosed(Event):
     bytes_out: int
 
 
+@dataclass(frozen=True, slots=True)
 class Decision(Event):
     """Policy spoke about a request: the object is what was asked, ``rule`` what decided."""
 
@@ -242,6 +271,7 @@ class Decision(Event):
     rule: str
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelEnded(Event):
     """A carried connection is over. ``dialled`` is the address that was really connected."""
 
@@ -254,6 +284,7 @@ class ChannelEnded(Event):
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
 class ListenerOpened(Event):
     """A port accepts connections now."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
@@ -24,7 +24,6 @@ from gateway.net.link import Link
 from gateway.net.listen import describe, is_own_address, open_listeners, serve
 from gateway.net.relay import Relay
 from gateway.policy.permit import OpenPolicy, OpenRule, PermissionDenied
-from gateway.records import replace
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.certificates import Certificate, CertificateError
 from gateway.ssh.messages import DirectTcpip

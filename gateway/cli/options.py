@@ -7,15 +7,16 @@ since it decides which of two wins, and read with everything else by `gateway.co
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.cli.terminal import Parser
 from gateway.config.addresses import parse_destination
 from gateway.config.ssh_config import parse_option, quoted
-from gateway.records import Record
 
 
-class Option(Record):
+@dataclass(frozen=True, slots=True)
+class Option:
     """An option that stands for a keyword, with an argument or for one ``value``.
 
     The first one given wins, also against -o; one that ``overrides`` wins wherever it stands, the

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import urllib.parse
+from dataclasses import dataclass
 from typing import Final
 
 from gateway.errors import ConfigError, printable
-from gateway.records import Record
 
 NAME_LIMIT: Final = 255  # a DNS name has at most 253 characters (RFC 1035 §2.3.4)
 _IN_NO_HOST: Final = frozenset("'`\"$\\;&<>|(){},")  # ssh.c, valid_hostname
@@ -120,7 +120,8 @@ def _split_port(text: str) -> tuple[str | None, str]:
     return None, text
 
 
-class ListenAddress(Record):
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
     """Where a forward listens.
 
     ``host`` is None for the default (loopback, or everything with GatewayPorts yes), ``*`` for all
@@ -164,7 +165,8 @@ class ListenAddress(Record):
         return cls(check_real_host(host, where=where), port)
 
 
-class Destination(Record):
+@dataclass(frozen=True, slots=True)
+class Destination:
     """What the command line names: the host may be an alias of ssh_config(5)."""
 
     user: str | None
@@ -234,7 +236,8 @@ def _percent_decoded(user: str, where: str) -> str:
         ) from exc
 
 
-class HostPort(Record):
+@dataclass(frozen=True, slots=True)
+class HostPort:
     """One ``HOST:PORT`` of a rule; None stands for ``*``, that is any.
 
     The host is a lower-case name or the usual spelling of an address.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.config.addresses import check_real_host
 from gateway.config.lines import matches_list
 from gateway.errors import ConfigError, printable
-from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,8 @@ class CanonicalizeHostname(enum.Enum):
     ALWAYS = "always"
 
 
-class Rules(Record):
+@dataclass(frozen=True, slots=True)
+class Rules:
     """What the configuration says about names. A permitted CNAME is two pattern lists."""
 
     mode: CanonicalizeHostname = CanonicalizeHostname.NO

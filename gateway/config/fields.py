@@ -7,12 +7,12 @@ nobody sets it, and how ``ssh -G`` writes it.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.config import offers, values
 from gateway.config.canonical import CanonicalizeHostname
 from gateway.config.values import IpQos, RekeyLimit
-from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,7 +167,8 @@ def _alive_interval(setting: Setting) -> float:
     return values.seconds(setting) or 0.0
 
 
-class Field(Record):
+@dataclass(frozen=True, slots=True)
+class Field:
     """One row: a field of `HostConfig`, or with an empty name what only its reader needs.
 
     ``keyword`` is written as by ``ssh -G``, which leaves out what ``show`` makes None.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConfigError
 from gateway.net.agent import Agent, AgentError
-from gateway.records import Record, replace
 from gateway.ssh.certificates import Certificate, parse_public_key_file_untrusted
 from gateway.ssh.keyfiles import (
     PrivateKeyFile,
@@ -42,7 +42,8 @@ PUBLIC_KEY_LIMIT: Final = 32 * 1024
 _HALF: Final = "it is a public key, and the agent does not hold the other half"
 
 
-class _Identity(Record):
+@dataclass(frozen=True, slots=True)
+class _Identity:
     """A key, and who can sign with it: the agent, a file, or the one after the other."""
 
     key: PublicKey

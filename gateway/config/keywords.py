@@ -15,10 +15,9 @@ nobody can, each with the reason here.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
-
-from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +32,8 @@ class Kind(enum.Enum):
     REFUSED = enum.auto()  # ConfigError
 
 
-class Keyword(Record):
+@dataclass(frozen=True, slots=True)
+class Keyword:
     """One row.
 
     Keywords with the same ``slot`` are one setting: the first of them wins. Values in ``harmless``

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.config.lines import expand_tokens, matches_list
 from gateway.config.tokens import ShellTokens, make_tokens
 from gateway.errors import ConfigError, printable
-from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,8 @@ OPENSSH_VERSION: Final = "OpenSSH_10.5"
 _SESSION_TYPES: Final = ("none", "subsystem")
 
 
-class Subject(Record):
+@dataclass(frozen=True, slots=True)
+class Subject:
     """What a Match line is asked about; ``final`` in the second pass over the files."""
 
     alias: str
@@ -45,7 +46,8 @@ class Subject(Record):
         return expand_tokens(setting.one(), {"h": self.alias}, setting.where)
 
 
-class Criterion(Record):
+@dataclass(frozen=True, slots=True)
+class Criterion:
     """One part of a Match line; ``value`` is None where it takes none."""
 
     name: str

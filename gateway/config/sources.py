@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -21,7 +21,6 @@ from gateway.config.keywords import BY_NAME, Keyword
 from gateway.config.lines import matches_list, matches_pattern, split_arguments, split_line
 from gateway.config.match import Subject, line_applies, run_in_shell
 from gateway.errors import ConfigError, printable
-from gateway.records import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,8 @@ FILE_LIMIT: Final = 1024 * 1024  # our choice; ssh has no limit
 ACCUMULATED_LIMIT: Final = 100  # readconf.h, SSH_MAX_IDENTITY_FILES
 
 
-class Environment(Record):
+@dataclass(frozen=True, slots=True)
+class Environment:
     """What the reader must know of the machine and of the person.
 
     The functions are what a configuration may ask of the machine: look a name up, tell its own
@@ -55,7 +55,8 @@ class Environment(Record):
     execute: Callable[[str, str], bool] = run_in_shell
 
 
-class Setting(Record):
+@dataclass(frozen=True, slots=True)
+class Setting:
     """One keyword with its arguments, and the place that every complaint about it names."""
 
     keyword: Keyword

@@ -9,6 +9,7 @@ A value is only looked at if it applies and wins: a mistake in another host's bl
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +41,6 @@ from gateway.config.sources import (
 from gateway.config.tokens import ShellTokens, make_tokens
 from gateway.config.values import IpQos, RekeyLimit
 from gateway.errors import printable
-from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,7 +81,8 @@ FAMILIES: Final = {
 _FORWARD_SLOTS: Final = ("dynamicforward", "localforward", "remoteforward", "tunnel")
 
 
-class HostConfig(Record):
+@dataclass(frozen=True, slots=True)
+class HostConfig:
     """Everything that is configured for one host; files are named, not opened."""
 
     alias: str
@@ -166,7 +167,8 @@ def read_host_config(
     return resolve(read, environment)
 
 
-class ReadSettings(Record):
+@dataclass(frozen=True, slots=True)
+class ReadSettings:
     """What was read for a host, before its values are looked at."""
 
     alias: str

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import pwd
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from gateway.config.addresses import ListenAddress, check_real_host, parse_port
 from gateway.config.lines import expand_tokens, matches_pattern
 from gateway.errors import printable
-from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -49,14 +49,16 @@ _TRAFFIC_CLASSES: Final[Mapping[str, int | None]] = {
 }
 
 
-class RekeyLimit(Record):
+@dataclass(frozen=True, slots=True)
+class RekeyLimit:
     """When to exchange new keys; None leaves it to what the cipher needs, and to no clock."""
 
     bytes: int | None
     seconds: float | None
 
 
-class IpQos(Record):
+@dataclass(frozen=True, slots=True)
+class IpQos:
     """The traffic class of packets, of a terminal session and of everything else; None: unmarked.
 
     ``str`` of it is what ssh -G writes.

@@ -9,11 +9,11 @@ The address that is dialled is the one that is checked; see `gateway.net.dial`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError
-from gateway.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,8 @@ class PermissionDenied(GatewayError):
     """Policy said no. The message names the rule."""
 
 
-class OpenRule(Record):
+@dataclass(frozen=True, slots=True)
+class OpenRule:
     """One ``HOST:PORT``; None stands for ``*``."""
 
     host: str | None
@@ -45,7 +46,8 @@ class OpenRule(Record):
             return False
 
 
-class OpenPolicy(Record):
+@dataclass(frozen=True, slots=True)
+class OpenPolicy:
     """All rules; ``is_own`` says whether an address is this machine's."""
 
     rules: tuple[OpenRule, ...]

@@ -9,11 +9,11 @@ counts are checked against what is there, and a signature is verified before any
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import RemoteProtocolError, printable
-from gateway.records import Record
 from gateway.ssh import wire
 from gateway.ssh.certificates import parse_key_or_certificate_untrusted
 from gateway.ssh.keys import PublicKeyError
@@ -58,14 +58,16 @@ class AgentRefused(RemoteProtocolError):
     """The agent understood and said no."""
 
 
-class AgentIdentity(Record):
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
     """A key that an agent holds; the comment can be shown."""
 
     key: PublicKey
     comment: str
 
 
-class SessionBinding(Record):
+@dataclass(frozen=True, slots=True)
+class SessionBinding:
     """What tells an agent which host a login is for: the host key, and its signature over the
     first exchange hash, which is the session id."""
 

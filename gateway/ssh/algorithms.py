@@ -6,10 +6,10 @@ To add an algorithm: its name goes into a tuple here, its code into the table of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import RemoteProtocolError, printable
-from gateway.records import Record
 from gateway.ssh.numbers import Disconnect
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ STRICT_S: Final = "kex-strict-s-v00@openssh.com"
 _MARKERS: Final = frozenset((EXT_INFO_C, EXT_INFO_S, STRICT_C, STRICT_S))
 
 
-class Preferences(Record):
+@dataclass(frozen=True, slots=True)
+class Preferences:
     """What one side offers, in its order."""
 
     kex: tuple[str, ...] = DEFAULT_KEX
@@ -97,7 +98,8 @@ def without_aes(ciphers: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(ciphers, key=lambda name: not name.startswith("chacha20")))
 
 
-class Chosen(Record):
+@dataclass(frozen=True, slots=True)
+class Chosen:
     """What both sides agreed on."""
 
     kex: str

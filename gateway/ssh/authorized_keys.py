@@ -11,10 +11,10 @@ in authfile.c and sshauthopt_parse in auth-options.c.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import RemoteProtocolError, printable
-from gateway.records import Record, field
 from gateway.ssh.certificates import (
     Certificate,
     CertificateError,
@@ -71,7 +71,8 @@ _OPTION: Final = re.compile(r'([A-Za-z0-9@._-]++)(?:="((?>\\"|[^"])*+)")?+')
 _KEY_TYPE_PREFIXES: Final = ("ssh-", "ecdsa-", "sk-", "rsa-", "webauthn-")  # no option starts so
 
 
-class AuthorizedKey(Record):
+@dataclass(frozen=True, slots=True)
+class AuthorizedKey:
     """A key that may log in, and what it is limited to.
 
     ``permit_open`` lists the only (host, port) pairs that may be opened, with "*" for every host or
@@ -96,7 +97,8 @@ class AuthorizedKey(Record):
         return self.port_forwarding and self.permit_open is None
 
 
-class AuthorizedKeys(Record):
+@dataclass(frozen=True, slots=True)
+class AuthorizedKeys:
     """The usable lines of one file, and one sentence for each that is not usable."""
 
     entries: tuple[AuthorizedKey, ...]

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from gateway.errors import ConfigError, RemoteProtocolError, printable
-from gateway.records import Record, field, replace
 from gateway.ssh.keys import (
     KEY_TYPES,
     MAXIMUM_BLOB_LENGTH,
@@ -60,6 +60,7 @@ class CertificateKind(IntEnum):
     HOST = 2
 
 
+@dataclass(frozen=True, slots=True)
 class Certificate(PublicKey):
     """A public key that a CA has signed, with what the CA says about it.
 
@@ -96,7 +97,8 @@ class Certificate(PublicKey):
         return f'the certificate "{printable(self.key_id, 64)}" (serial {self.serial})'
 
 
-class UserCertificateOptions(Record):
+@dataclass(frozen=True, slots=True)
+class UserCertificateOptions:
     """What a certificate allows its user: PROTOCOL.certkeys, critical options and extensions.
 
     ``source_addresses`` are the only networks to log in from; None is from anywhere, and an empty

@@ -7,6 +7,7 @@ A cipher is one direction of one key. It never sees messages: it gets views of a
 from __future__ import annotations
 
 import hmac
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -17,7 +18,6 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from gateway.errors import RemoteProtocolError
-from gateway.records import Record
 from gateway.ssh.numbers import Disconnect
 
 if TYPE_CHECKING:
@@ -246,7 +246,8 @@ def _mac_of(mac: hmac.HMAC, sequence_number: int, data: memoryview) -> bytes:
 # ---- the tables ----------------------------------------------------------------------------------
 
 
-class MacSpec(Record):
+@dataclass(frozen=True, slots=True)
+class MacSpec:
     """One row of `MACS`; sizes in bytes."""
 
     key_size: int
@@ -262,7 +263,8 @@ MACS: Final = {
 }
 
 
-class CipherSpec(Record):
+@dataclass(frozen=True, slots=True)
+class CipherSpec:
     """One row of `CIPHERS`: what the key derivation must deliver, in bytes, and what it makes.
 
     ``aead`` is None for a cipher that needs a MAC beside it.

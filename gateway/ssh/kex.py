@@ -12,6 +12,7 @@ form in which it enters the hash: an mpint for the classic ones, a string for th
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -23,7 +24,6 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import (
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from gateway.errors import LocalProtocolError, RemoteProtocolError
-from gateway.records import Record
 from gateway.ssh import groups, messages, wire
 from gateway.ssh.ciphers import CIPHERS, MACS, PacketCipher
 from gateway.ssh.keytypes import UNCOMPRESSED_POINT, encode_point
@@ -190,7 +190,8 @@ class FiniteField:
 # ---- ways ----------------------------------------------------------------------------------------
 
 
-class ServerReply(Record):
+@dataclass(frozen=True, slots=True)
+class ServerReply:
     """What the server's last message of an exchange says, as the client has understood it.
 
     ``hashed`` is what enters the hash between the host key and K.
@@ -321,7 +322,8 @@ METHODS: Final[dict[str, Callable[[Callable[[int], bytes]], Method]]] = {
 # ---- hash and keys -------------------------------------------------------------------------------
 
 
-class Transcript(Record):
+@dataclass(frozen=True, slots=True)
+class Transcript:
     """What the hash covers before the host key (RFC 4253 §8): versions without CR LF, KEXINITs."""
 
     client_version: bytes
@@ -344,7 +346,8 @@ class Transcript(Record):
         return hashlib.new(hash_name, data).digest()
 
 
-class KeyMaterial(Record):
+@dataclass(frozen=True, slots=True)
+class KeyMaterial:
     """K, H and the session identifier, from which all keys come (RFC 4253 §7.2)."""
 
     hash_name: str

@@ -15,10 +15,12 @@ meanwhile; call `PrivateKeyFile.decrypt` in one.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import math
 import os
 import re
 import shlex
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Never, Protocol
 
 import bcrypt
@@ -29,7 +31,6 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, CTR
 
 from gateway.errors import ConfigError, RemoteProtocolError, printable
-from gateway.records import Record, field, replace
 from gateway.ssh.keys import (
     KEY_TYPES,
     KeySizeError,
@@ -67,7 +68,8 @@ class WrongPassphrase(ConfigError):
     """The key file is encrypted and the passphrase is missing or wrong."""
 
 
-class _FileCipher(Record):
+@dataclass(frozen=True, slots=True)
+class _FileCipher:
     key_length: int
     iv_length: int
     tag_length: int
@@ -102,7 +104,8 @@ FILE_CIPHERS: Final[Mapping[str, _FileCipher]] = {
 }
 
 
-class _Protection(Record):
+@dataclass(frozen=True, slots=True)
+class _Protection:
     cipher: _FileCipher
     salt: bytes
     rounds: int
@@ -126,7 +129,8 @@ class _Content(Protocol):
         """Return the key; `InvalidTag` if the passphrase is wrong, else `RemoteProtocolError`."""
 
 
-class PrivateKeyFile(Record):
+@dataclass(frozen=True, slots=True)
+class PrivateKeyFile:
     """A key file; `decrypt` gives the private key, with its comment.
 
     ``public_key`` is None where the file does not show it before it is decrypted.
@@ -143,7 +147,7 @@ class PrivateKeyFile(Record):
 
     def with_public_key(self, public_key: PublicKey) -> PrivateKeyFile:
         """Return the same file with what its .pub file says; `decrypt` checks that they fit."""
-        return replace(self, public_key=public_key)
+        return dataclasses.replace(self, public_key=public_key)
 
     def decrypt(self, passphrase: str | bytes | None = None) -> PrivateKey:
         """Return the private key; `WrongPassphrase`, or `ConfigError` if the file is damaged.
@@ -230,7 +234,8 @@ def encode_private_key_file(
 # ---- openssh-key-v1, outside in ----------------------------------------------
 
 
-class _OpensshContent(Record):
+@dataclass(frozen=True, slots=True)
+class _OpensshContent:
     protection: _Protection | None
     sealed: bytes
 
@@ -253,7 +258,7 @@ class _OpensshContent(Record):
         padding = fields.rest()
         if padding != bytes(range(1, 256))[: len(padding)]:
             raise RemoteProtocolError("its padding is not 1, 2, 3, …")
-        return replace(private_key, comment=comment)
+        return dataclasses.replace(private_key, comment=comment)
 
 
 def _unwrap(text: bytes, where: str) -> bytes:
@@ -356,7 +361,8 @@ _DEK_IV_DIGITS: Final[Mapping[bytes, int]] = {  # the ciphers of RFC 1423 that a
 }
 
 
-class _PemContent(Record):
+@dataclass(frozen=True, slots=True)
+class _PemContent:
     text: bytes
     is_encrypted: bool
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.errors import ConfigError, LocalProtocolError, RemoteProtocolError, printable
-from gateway.records import Record, field
 from gateway.ssh.keytypes import (
     ED25519_KEY_LENGTH,
     KEY_TYPES,
@@ -67,7 +67,8 @@ MAXIMUM_TEXT_BYTES: Final = 16 << 20  # a known_hosts or authorized_keys file
 MAXIMUM_TEXT_LINES: Final = 100_000
 
 
-class PublicKey(Record):
+@dataclass(frozen=True, slots=True)
+class PublicKey:
     """A public key; equal when the blobs are equal."""
 
     algorithm: str
@@ -124,7 +125,8 @@ class PublicKey(Record):
         return f"{self.algorithm} {base64.b64encode(self.blob).decode()}"
 
 
-class PrivateKey(Record):
+@dataclass(frozen=True, slots=True)
+class PrivateKey:
     """A private key; its repr shows the public half only."""
 
     public: PublicKey

@@ -15,6 +15,7 @@ The private halves are laid out as PROTOCOL.key and the agent protocol have them
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import InternalError, InvalidSignature
@@ -28,7 +29,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 
 from gateway.errors import ConfigError, RemoteProtocolError
-from gateway.records import Record
 from gateway.ssh.wire import Reader, mpint, string
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class Signer(Protocol):
         """Return what follows the type name in the private section of PROTOCOL.key."""
 
 
-class KeyType(Record):
+@dataclass(frozen=True, slots=True)
+class KeyType:
     """One kind of key; both parsers start behind the type name.
 
     ``parse_private`` is None for a kind whose private half no file holds.
@@ -187,7 +188,8 @@ def encode_point(key: ec.EllipticCurvePublicKey) -> bytes:
     return UNCOMPRESSED_POINT + numbers.x.to_bytes(size, "big") + numbers.y.to_bytes(size, "big")
 
 
-class _Curve(Record):
+@dataclass(frozen=True, slots=True)
+class _Curve:
     name: str  # RFC 5656 §10.1
     curve: ec.EllipticCurve
     hash: hashes.HashAlgorithm  # RFC 5656 §6.2.1
@@ -333,7 +335,8 @@ def _check_rsa_numbers(e: int, n: int) -> None:
         raise PublicKeyError("its exponent is not an odd number of 3 or more and at most 64 bits")
 
 
-class _RsaNumbers(Record):
+@dataclass(frozen=True, slots=True)
+class _RsaNumbers:
     """In the order of PROTOCOL.key; ``iqmp`` is the inverse of q modulo p."""
 
     n: int

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import enum
 import hmac
 import os
 import re
 import string as characters
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.errors import ConfigError, RemoteProtocolError, printable
-from gateway.records import Record, field, replace
 from gateway.ssh.certificates import (
     Certificate,
     CertificateError,
@@ -78,12 +79,14 @@ class Status(enum.Enum):
     REVOKED = "revoked"
 
 
-class _HashedName(Record):
+@dataclass(frozen=True, slots=True)
+class _HashedName:
     salt: bytes = field(repr=False)
     digest: bytes = field(repr=False)
 
 
-class KnownHostEntry(Record):
+@dataclass(frozen=True, slots=True)
+class KnownHostEntry:
     """One line: its place, its marker, and the key that it records, of whatever type."""
 
     file: str
@@ -124,7 +127,8 @@ class KnownHostEntry(Record):
         return matched
 
 
-class Verdict(Record):
+@dataclass(frozen=True, slots=True)
+class Verdict:
     """What the files say about one key of one host.
 
     ``entry`` is the line that decided: the key itself or its CA (KNOWN), its revocation or its
@@ -142,7 +146,8 @@ class Verdict(Record):
     certificate_problem: str = ""
 
 
-class HostKeyUpdate(Record):
+@dataclass(frozen=True, slots=True)
+class HostKeyUpdate:
     """What UpdateHostKeys changes: keys to record, if the server proves them, and lines to remove.
 
     Both are empty where there is nothing to do, or where ``obstacle`` says why it must not be done.
@@ -153,7 +158,8 @@ class HostKeyUpdate(Record):
     obstacle: str = ""
 
 
-class KnownHosts(Record):
+@dataclass(frozen=True, slots=True)
+class KnownHosts:
     """The lines of all known_hosts files, in order, and a sentence for each one not usable."""
 
     entries: tuple[KnownHostEntry, ...] = ()
@@ -201,7 +207,7 @@ class KnownHosts(Record):
                     break
                 return Verdict(Status.KNOWN, name, key, entry)
         verdict = _judge_plain(name, key.key, here, bare)
-        return replace(verdict, certificate_problem=problem)
+        return dataclasses.replace(verdict, certificate_problem=problem)
 
     def plan_update(self, host: str, port: int, offered: Sequence[PublicKey]) -> HostKeyUpdate:
         """Compare what a trusted server offers with the user's files (clientloop.c, hostkeys_find).

@@ -1,4 +1,4 @@
-"""Every SSH message as a frozen record whose fields are the RFC's, in the RFC's order.
+"""Every SSH message as a frozen dataclass whose fields are the RFC's, in the RFC's order.
 
 A field's annotation is its wire type, so a class reads like the figure in the RFC. ``encode`` gives
 the payload, message number first; ``decode_untrusted`` takes a whole payload and raises
@@ -9,11 +9,11 @@ Channel data does not pass through here: `gateway.ssh.packets` writes and reads 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, get_args
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, get_args, get_type_hints
 
-from gateway import records
 from gateway.errors import RemoteProtocolError
-from gateway.records import field
 from gateway.ssh import wire
 from gateway.ssh.numbers import Msg
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-class _Codec(records.Record):
+@dataclass(frozen=True, slots=True)
+class _Codec:
     """How one wire type is written and read."""
 
     encode: Callable[[Any], bytes]
@@ -46,14 +47,15 @@ _CODECS: dict[str, tuple[tuple[str, _Codec], ...]] = {}  # by class name, made a
 def _codecs(record: type[Record]) -> tuple[tuple[str, _Codec], ...]:
     found = _CODECS.get(record.__name__)
     if found is None:
-        hints = record.__annotations__  # names of the types above
+        hints = get_type_hints(record, include_extras=True)
         found = _CODECS[record.__name__] = tuple(
-            (name, get_args(globals()[hints[name]])[1]) for name in record.__shape__.names
+            (field.name, get_args(hints[field.name])[1]) for field in dataclasses.fields(record)
         )
     return found
 
 
-class Record(records.Record):
+@dataclass(frozen=True, slots=True)
+class Record:
     """Fields one after the other, without a message number."""
 
     def encode(self) -> bytes:
@@ -69,6 +71,7 @@ class Record(records.Record):
         return cls(*values)
 
 
+@dataclass(frozen=True, slots=True)
 class Message(Record):
     """A record behind its message number."""
 
@@ -91,6 +94,7 @@ class Message(Record):
 # ---- transport layer: RFC 4253 §11, RFC 8308, RFC 5656 §4 ----------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class DisconnectMessage(Message):  # noqa: D101 - RFC 4253 §11.1
     number = Msg.DISCONNECT
     reason_code: UInt32
@@ -98,16 +102,19 @@ class DisconnectMessage(Message):  # noqa: D101 - RFC 4253 §11.1
     language_tag: LooseText = ""
 
 
+@dataclass(frozen=True, slots=True)
 class Ignore(Message):  # noqa: D101 - RFC 4253 §11.2
     number = Msg.IGNORE
     data: String
 
 
+@dataclass(frozen=True, slots=True)
 class Unimplemented(Message):  # noqa: D101 - RFC 4253 §11.4
     number = Msg.UNIMPLEMENTED
     packet_sequence_number: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class Debug(Message):  # noqa: D101 - RFC 4253 §11.3
     number = Msg.DEBUG
     always_display: Boolean
@@ -115,16 +122,19 @@ class Debug(Message):  # noqa: D101 - RFC 4253 §11.3
     language_tag: LooseText = ""
 
 
+@dataclass(frozen=True, slots=True)
 class ServiceRequest(Message):  # noqa: D101 - RFC 4253 §10
     number = Msg.SERVICE_REQUEST
     service_name: Text
 
 
+@dataclass(frozen=True, slots=True)
 class ServiceAccept(Message):  # noqa: D101 - RFC 4253 §10
     number = Msg.SERVICE_ACCEPT
     service_name: Text
 
 
+@dataclass(frozen=True, slots=True)
 class ExtInfo(Message):
     """RFC 8308 §2.3; the extensions are parsed by `extensions_untrusted`."""
 
@@ -133,6 +143,7 @@ class ExtInfo(Message):
     extensions: Rest
 
 
+@dataclass(frozen=True, slots=True)
 class KexInit(Message):  # noqa: D101 - RFC 4253 §7.1
     number = Msg.KEXINIT
     cookie: Cookie
@@ -150,15 +161,18 @@ class KexInit(Message):  # noqa: D101 - RFC 4253 §7.1
     reserved: UInt32 = 0
 
 
+@dataclass(frozen=True, slots=True)
 class NewKeys(Message):  # noqa: D101 - RFC 4253 §7.3
     number = Msg.NEWKEYS
 
 
+@dataclass(frozen=True, slots=True)
 class KexEcdhInit(Message):  # noqa: D101 - RFC 5656 §4
     number = Msg.KEX_ECDH_INIT
     client_ephemeral: String
 
 
+@dataclass(frozen=True, slots=True)
 class KexEcdhReply(Message):  # noqa: D101 - RFC 5656 §4
     number = Msg.KEX_ECDH_REPLY
     server_host_key: String
@@ -166,6 +180,7 @@ class KexEcdhReply(Message):  # noqa: D101 - RFC 5656 §4
     signature: String
 
 
+@dataclass(frozen=True, slots=True)
 class KexDhGexRequest(Message):
     """RFC 4419 §3: sizes in bits."""
 
@@ -175,6 +190,7 @@ class KexDhGexRequest(Message):
     maximum: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class KexDhGexGroup(Message):
     """RFC 4419 §3: the safe prime and the generator."""
 
@@ -183,11 +199,13 @@ class KexDhGexGroup(Message):
     g: MPInt
 
 
+@dataclass(frozen=True, slots=True)
 class KexDhGexInit(Message):  # noqa: D101 - RFC 4419 §3
     number = Msg.KEX_DH_GEX_INIT
     e: String
 
 
+@dataclass(frozen=True, slots=True)
 class KexDhGexReply(Message):  # noqa: D101 - RFC 4419 §3
     number = Msg.KEX_DH_GEX_REPLY
     server_host_key: String
@@ -198,6 +216,7 @@ class KexDhGexReply(Message):  # noqa: D101 - RFC 4419 §3
 # ---- authentication: RFC 4252 --------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthRequest(Message):  # noqa: D101 - RFC 4252 §5
     number = Msg.USERAUTH_REQUEST
     user_name: Text
@@ -206,6 +225,7 @@ class UserauthRequest(Message):  # noqa: D101 - RFC 4252 §5
     method_specific: Rest = field(default=b"", repr=False)  # a password may stand in it
 
 
+@dataclass(frozen=True, slots=True)
 class PublickeyQuery(Record):
     """The method-specific fields of "publickey" without a signature (RFC 4252 §7)."""
 
@@ -214,6 +234,7 @@ class PublickeyQuery(Record):
     public_key_blob: String
 
 
+@dataclass(frozen=True, slots=True)
 class PublickeyRequest(Record):
     """The method-specific fields of "publickey" with a signature (RFC 4252 §7)."""
 
@@ -223,6 +244,7 @@ class PublickeyRequest(Record):
     signature: String
 
 
+@dataclass(frozen=True, slots=True)
 class HostboundQuery(Record):
     """As `PublickeyQuery`, of "publickey-hostbound-v00@openssh.com" (OpenSSH PROTOCOL §3.1)."""
 
@@ -232,6 +254,7 @@ class HostboundQuery(Record):
     server_host_key: String
 
 
+@dataclass(frozen=True, slots=True)
 class HostboundRequest(Record):
     """As `PublickeyRequest`, of "publickey-hostbound-v00@openssh.com"."""
 
@@ -242,6 +265,7 @@ class HostboundRequest(Record):
     signature: String
 
 
+@dataclass(frozen=True, slots=True)
 class PasswordRequest(Record):
     """The method-specific fields of "password" (RFC 4252 §8)."""
 
@@ -249,6 +273,7 @@ class PasswordRequest(Record):
     password: Text = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
 class InteractiveRequest(Record):
     """The method-specific fields of "keyboard-interactive" (RFC 4256 §3.1)."""
 
@@ -256,34 +281,40 @@ class InteractiveRequest(Record):
     submethods: Text = ""
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthFailure(Message):  # noqa: D101 - RFC 4252 §5.1
     number = Msg.USERAUTH_FAILURE
     authentications_that_can_continue: NameList
     partial_success: Boolean
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthSuccess(Message):  # noqa: D101 - RFC 4252 §5.1
     number = Msg.USERAUTH_SUCCESS
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthBanner(Message):  # noqa: D101 - RFC 4252 §5.4
     number = Msg.USERAUTH_BANNER
     message: LooseText
     language_tag: LooseText = ""
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthPkOk(Message):  # noqa: D101 - RFC 4252 §7
     number = Msg.USERAUTH_PK_OK
     public_key_algorithm_name: Text
     public_key_blob: String
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthPasswdChangereq(Message):  # noqa: D101 - RFC 4252 §8
     number = Msg.USERAUTH_PASSWD_CHANGEREQ
     prompt: LooseText
     language_tag: LooseText = ""
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthInfoRequest(Message):
     """RFC 4256 §3.2; the prompts are parsed by `prompts_untrusted`."""
 
@@ -295,6 +326,7 @@ class UserauthInfoRequest(Message):
     prompts: Rest = b""
 
 
+@dataclass(frozen=True, slots=True)
 class UserauthInfoResponse(Message):
     """RFC 4256 §3.4; the responses are made by `info_response`."""
 
@@ -306,6 +338,7 @@ class UserauthInfoResponse(Message):
 # ---- connection: RFC 4254 ------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class GlobalRequest(Message):  # noqa: D101 - RFC 4254 §4
     number = Msg.GLOBAL_REQUEST
     request_name: Text
@@ -313,15 +346,18 @@ class GlobalRequest(Message):  # noqa: D101 - RFC 4254 §4
     request_specific: Rest = b""
 
 
+@dataclass(frozen=True, slots=True)
 class RequestSuccess(Message):  # noqa: D101 - RFC 4254 §4
     number = Msg.REQUEST_SUCCESS
     response_specific: Rest = b""
 
 
+@dataclass(frozen=True, slots=True)
 class RequestFailure(Message):  # noqa: D101 - RFC 4254 §4
     number = Msg.REQUEST_FAILURE
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelOpen(Message):  # noqa: D101 - RFC 4254 §5.1
     number = Msg.CHANNEL_OPEN
     channel_type: Text
@@ -331,6 +367,7 @@ class ChannelOpen(Message):  # noqa: D101 - RFC 4254 §5.1
     type_specific: Rest = b""
 
 
+@dataclass(frozen=True, slots=True)
 class DirectTcpip(Record):
     """The type-specific fields of "direct-tcpip" (RFC 4254 §7.2)."""
 
@@ -340,6 +377,7 @@ class DirectTcpip(Record):
     originator_port: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelOpenConfirmation(Message):  # noqa: D101 - RFC 4254 §5.1
     number = Msg.CHANNEL_OPEN_CONFIRMATION
     recipient_channel: UInt32
@@ -349,6 +387,7 @@ class ChannelOpenConfirmation(Message):  # noqa: D101 - RFC 4254 §5.1
     type_specific: Rest = b""
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelOpenFailure(Message):  # noqa: D101 - RFC 4254 §5.1
     number = Msg.CHANNEL_OPEN_FAILURE
     recipient_channel: UInt32
@@ -357,12 +396,14 @@ class ChannelOpenFailure(Message):  # noqa: D101 - RFC 4254 §5.1
     language_tag: LooseText = ""
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelWindowAdjust(Message):  # noqa: D101 - RFC 4254 §5.2
     number = Msg.CHANNEL_WINDOW_ADJUST
     recipient_channel: UInt32
     bytes_to_add: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelExtendedData(Message):  # noqa: D101 - RFC 4254 §5.2
     number = Msg.CHANNEL_EXTENDED_DATA
     recipient_channel: UInt32
@@ -370,16 +411,19 @@ class ChannelExtendedData(Message):  # noqa: D101 - RFC 4254 §5.2
     data: String
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelEof(Message):  # noqa: D101 - RFC 4254 §5.3
     number = Msg.CHANNEL_EOF
     recipient_channel: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelClose(Message):  # noqa: D101 - RFC 4254 §5.3
     number = Msg.CHANNEL_CLOSE
     recipient_channel: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelRequest(Message):  # noqa: D101 - RFC 4254 §5.4
     number = Msg.CHANNEL_REQUEST
     recipient_channel: UInt32
@@ -388,16 +432,19 @@ class ChannelRequest(Message):  # noqa: D101 - RFC 4254 §5.4
     type_specific: Rest = b""
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelSuccess(Message):  # noqa: D101 - RFC 4254 §5.4
     number = Msg.CHANNEL_SUCCESS
     recipient_channel: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class ChannelFailure(Message):  # noqa: D101 - RFC 4254 §5.4
     number = Msg.CHANNEL_FAILURE
     recipient_channel: UInt32
 
 
+@dataclass(frozen=True, slots=True)
 class Ping(Message):
     """ping@openssh.com (OpenSSH PROTOCOL §1.9)."""
 
@@ -405,6 +452,7 @@ class Ping(Message):
     data: String
 
 
+@dataclass(frozen=True, slots=True)
 class Pong(Message):
     """ping@openssh.com (OpenSSH PROTOCOL §1.9)."""
 

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConnectionLost, LocalProtocolError, RemoteProtocolError
-from gateway.records import Record, field
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.connection import Connection
 from gateway.ssh.numbers import Disconnect, Msg
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 _DATA: Final = int(Msg.CHANNEL_DATA)
 
 
-class ClientSetup(Record):
+@dataclass(frozen=True, slots=True)
+class ClientSetup:
     """What a client brings to a link."""
 
     user_name: str
@@ -54,7 +55,8 @@ class ClientSetup(Record):
     budget: Budget = field(default_factory=Budget)
 
 
-class ServerSetup(Record):
+@dataclass(frozen=True, slots=True)
+class ServerSetup:
     """What a server brings to a link. ``authorize``: may this key log this user in?"""
 
     host_keys: tuple[PrivateKey, ...]

@@ -28,12 +28,12 @@ seconds on any clock that only goes forward.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from gateway import __version__, events
 from gateway.errors import LocalProtocolError, RemoteProtocolError, printable
-from gateway.records import Record
 from gateway.ssh import algorithms, kex, messages
 from gateway.ssh.certificates import parse_key_or_certificate_untrusted
 from gateway.ssh.numbers import Disconnect, Msg
@@ -131,7 +131,8 @@ REKEY_TOKENS_PER_SECOND: Final = 1.0  # … regained by waiting …
 BYTES_PER_REKEY_TOKEN: Final = 64 * 1024  # … or by moving data
 
 
-class RekeyLimit(Record):
+@dataclass(frozen=True, slots=True)
+class RekeyLimit:
     """When we ask for new keys, per direction; None leaves it to the cipher, or is never."""
 
     bytes: int | None = None

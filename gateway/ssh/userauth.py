@@ -21,12 +21,12 @@ To add a method for the client: an entry in ``_begin``, its states in ``_LEGAL``
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from gateway import events
 from gateway.errors import LocalProtocolError, RemoteProtocolError
-from gateway.records import Record
 from gateway.ssh import messages, wire
 from gateway.ssh.certificates import parse_key_or_certificate_untrusted
 from gateway.ssh.numbers import Disconnect, Msg
@@ -53,7 +53,8 @@ MAXIMUM_PARTIAL_SUCCESSES: Final = 16
 PASSWORD_PROMPTS: Final = 3  # as ssh(1), NumberOfPasswordPrompts
 
 
-class LoginPreferences(Record):
+@dataclass(frozen=True, slots=True)
+class LoginPreferences:
     """How a client wants to log in: its methods in order, and how often it asks for a password.
 
     ``signature_algorithms`` are the only ones to sign with, None for all that a key knows;
@@ -435,7 +436,8 @@ class ClientAuth:
         )
 
 
-class _KeyOffer(Record):
+@dataclass(frozen=True, slots=True)
+class _KeyOffer:
     """A publickey request, parsed: ``signature`` is None for a query.
 
     ``host_key_blob`` is None unless the request names the server's host key.

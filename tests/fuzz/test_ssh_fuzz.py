@@ -6,6 +6,7 @@ Parsers first, then whole protocols: in every phase, in clear and behind good pa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import get_args, get_type_hints
 
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ConnectionLost, RemoteProtocolError
-from gateway.records import replace
 from gateway.ssh import messages
 from gateway.ssh.keys import parse_public_key_untrusted
 from gateway.ssh.numbers import Msg
@@ -51,7 +51,10 @@ def instances(record):
     by_codec = {get_args(kind)[1]: strategy for kind, strategy in FIELDS.items()}
     return st.builds(
         record,
-        **{name: by_codec[get_args(hints[name])[1]] for name in record.__shape__.names},
+        **{
+            field.name: by_codec[get_args(hints[field.name])[1]]
+            for field in dataclasses.fields(record)
+        },
     )
 
 
@@ -195,7 +198,7 @@ def test_well_formed_messages_in_any_order_on_an_open_link(role, data):
         for message in sent:
             if hasattr(message, "recipient_channel"):
                 number = message.recipient_channel % 3
-                message = replace(message, recipient_channel=number)  # noqa: PLW2901
+                message = dataclasses.replace(message, recipient_channel=number)  # noqa: PLW2901
             inject(target, message)
 
     survive(target, act)

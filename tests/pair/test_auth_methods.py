@@ -7,12 +7,12 @@ answers, through two whole protocols with their keys and phases.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from gateway import events
 from gateway.errors import LocalProtocolError, RemoteProtocolError
-from gateway.records import replace
 from gateway.ssh import messages, transport, wire
 from gateway.ssh.keys import PrivateKey
 from gateway.ssh.numbers import Msg

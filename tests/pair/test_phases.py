@@ -5,6 +5,7 @@ Hazards T1-T6, T11, T15-T20 and T24.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 
@@ -12,7 +13,6 @@ import pytest
 
 from gateway import events
 from gateway.errors import LocalProtocolError, RemoteProtocolError
-from gateway.records import replace
 from gateway.ssh import algorithms, messages
 from gateway.ssh.algorithms import STRICT_C, STRICT_S, Preferences
 from gateway.ssh.kex import (
@@ -309,10 +309,10 @@ def test_after_the_ignored_guess_the_next_bad_packet_counts():
 def test_markers_are_never_chosen(marker):
     client = local_kexinit(make_pair().client)
     server = local_kexinit(make_pair().server)
-    first = replace(client, kex_algorithms=(marker, "curve25519-sha256"))
-    other = replace(server, kex_algorithms=(marker, "curve25519-sha256"))
+    first = dataclasses.replace(client, kex_algorithms=(marker, "curve25519-sha256"))
+    other = dataclasses.replace(server, kex_algorithms=(marker, "curve25519-sha256"))
     assert algorithms.negotiate(first, other).kex == "curve25519-sha256"
-    only = replace(client, kex_algorithms=(marker,))
+    only = dataclasses.replace(client, kex_algorithms=(marker,))
     with pytest.raises(RemoteProtocolError, match="no key exchange method in common"):
         algorithms.negotiate(only, other)
 
@@ -546,7 +546,7 @@ def test_a_host_key_that_is_not_proved(flaw):
         "type": {"server_host_key": messages.wire.text("ssh-rsa") + bytes(8)},
     }
     with pytest.raises(RemoteProtocolError):
-        inject(client, replace(reply, **changes[flaw]))
+        inject(client, dataclasses.replace(reply, **changes[flaw]))
     assert client.next_event() is None, "nobody is asked to trust it"
     with pytest.raises(LocalProtocolError):
         client.accept_host_key()

@@ -7,12 +7,12 @@ just now, so that a test can put any message at any point of a link.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gateway import events
-from gateway.records import replace
 from gateway.ssh import messages
 from gateway.ssh.algorithms import STRICT_C, STRICT_S, Preferences
 from gateway.ssh.keys import PrivateKey, PublicKey
@@ -88,7 +88,7 @@ def edit_kexinit(protocol: Protocol, **changes: Any) -> None:
     transport, outbound = protocol.transport, protocol.outbound
     assert transport._local_kexinit is not None
     message = messages.KexInit.decode_untrusted(transport._local_kexinit)
-    transport._local_kexinit = replace(message, **changes).encode()
+    transport._local_kexinit = dataclasses.replace(message, **changes).encode()
     take(protocol)
     outbound.sequence_number = 0
     outbound.append_raw(VERSION + b"\r\n")

@@ -1,11 +1,11 @@
 """Certificates: read, refused at every damaged field, and judged for hosts and users."""
 
 import base64
+import dataclasses
 
 import pytest
 
 from gateway.errors import ConfigError
-from gateway.records import replace
 from gateway.ssh.certificates import (
     Certificate,
     CertificateError,
@@ -194,7 +194,7 @@ def test_short_rsa_keys_are_refused_in_both_places():
     blob = a_certificate(KEY.public, CA, ca_blob=RSA_1024)
     with pytest.raises(KeySizeError, match="an RSA key of 1024 bits is too short"):
         parse_certificate_untrusted(blob)
-    short = replace(KEY.public, algorithm="ssh-rsa", blob=RSA_1024)
+    short = dataclasses.replace(KEY.public, algorithm="ssh-rsa", blob=RSA_1024)
     with pytest.raises(KeySizeError, match="an RSA key of 1024 bits is too short"):
         parse_certificate_untrusted(a_certificate(short, CA))
 
