@@ -75,7 +75,7 @@ class ChannelPort:
         self.on_writable: Callable[[], object] = _nothing
         self.on_request: Callable[[events.ChannelRequested], bool] = _refuse_request
         self.on_reply: Callable[[bool], None] = _ignore_reply
-        self._opened = trio.Event()
+        self.on_opened: Callable[[ChannelPort], object] = _ignore_answer
         self._credit = trio.lowlevel.ParkingLot()
         channel.sink = self._keep
 
@@ -159,23 +159,25 @@ class ChannelPort:
 
     def confirmed(self) -> None:
         """The open was granted, by the peer or by us."""
-        self._opened.set()
+        self._answered()
 
     def fail(self, failure: GatewayError) -> None:
         """The open was refused or the link is gone."""
         self.failure = self.failure or failure
-        self._opened.set()
+        self._answered()
         self._credit.unpark_all()
         self.on_change()
 
-    async def wait_opened(self) -> None:
-        """Wait for the answer to our open; raise what it was if not a yes."""
-        await self._opened.wait()
-        if self.failure is not None:
-            raise self.failure
+    def _answered(self) -> None:
+        on_opened, self.on_opened = self.on_opened, _ignore_answer
+        on_opened(self)
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore_answer(_port: ChannelPort) -> None:
     pass
 
 
@@ -400,9 +402,9 @@ class Link:
 
     def flush(self) -> None:
         """Send what the outbound buffer holds, as far as the carrier takes it now."""
-        if self._carrier_is_full:
-            return
         outbound = self.protocol.outbound
+        if self._carrier_is_full or outbound.data_to_send() is None:
+            return
         self.protocol.transport.rekey_if_due(self._heard_s)
         try:
             while (data := outbound.data_to_send()) is not None:
@@ -510,19 +512,36 @@ class Link:
 
     # -- channels ----------------------------------------------------------------------------------
 
-    async def open_channel(self, channel_type: str, type_specific: bytes) -> ChannelPort:
-        """Open a channel and wait for the answer.
+    def ask_for_channel(
+        self,
+        channel_type: str,
+        type_specific: bytes,
+        on_opened: Callable[[ChannelPort], object],
+    ) -> ChannelPort:
+        """Open a channel; ``on_opened`` is called with the answer: ``failure`` if it was no.
 
-        Raises `ChannelOpenError` or `ConnectionLost`. Cancelled, it leaves no channel behind:
-        CLOSE follows as soon as the peer confirms.
+        Raises `ConnectionLost`. Released before the answer, it leaves no channel behind: CLOSE
+        follows as soon as the peer confirms, and ``on_opened`` is not called.
         """
         if self.failure is not None:
             raise ConnectionLost(str(self.failure))
         channel = self.protocol.connection.open_channel(channel_type, type_specific)
         port = self._ports[channel.channel_id] = ChannelPort(self, channel)
+        port.on_opened = on_opened
         self.flush()
+        return port
+
+    async def open_channel(self, channel_type: str, type_specific: bytes) -> ChannelPort:
+        """Open a channel and wait for the answer.
+
+        Raises `ChannelOpenError` or `ConnectionLost`. Cancelled, it leaves no channel behind.
+        """
+        answered = trio.Event()
+        port = self.ask_for_channel(channel_type, type_specific, lambda _port: answered.set())
         try:
-            await port.wait_opened()
+            await answered.wait()
+            if port.failure is not None:
+                raise port.failure
         except BaseException:
             self.release(port)
             raise
