@@ -113,7 +113,7 @@ class ChannelPort:
             if self.link.protocol.outbound.accepts_data:
                 await self._credit.park()
             else:
-                await self.link.turns.tasks.park()
+                await self.link.turns.park()
 
     def consumed(self, length: int) -> None:
         """Give back credit for bytes that the sink had kept."""
@@ -200,16 +200,23 @@ class Turns:
     take turns, a batch each.
     """
 
-    __slots__ = ("_bulk", "_small", "tasks")
+    __slots__ = ("_bulk", "_small", "_tasks", "are_awaited")
 
     def __init__(self) -> None:
         self._small: deque[Callable[[], None]] = deque()
         self._bulk: deque[Callable[[], None]] = deque()
-        self.tasks = trio.lowlevel.ParkingLot()
+        self._tasks = trio.lowlevel.ParkingLot()
+        self.are_awaited = False
 
     def wait(self, function: Callable[[], None], *, is_bulk: bool) -> None:
         """Have a function called once, when there is room; it asks again if it needs more."""
         (self._bulk if is_bulk else self._small).append(function)
+        self.are_awaited = True
+
+    async def park(self) -> None:
+        """Have the calling task sleep until there is room."""
+        self.are_awaited = True
+        await self._tasks.park()
 
     @property
     def has_bulk(self) -> bool:
@@ -223,15 +230,17 @@ class Turns:
                 if not outbound.accepts_data:
                     return True
                 waiting.popleft()()
-        if self.tasks and outbound.accepts_data:
-            self.tasks.unpark_all()
+        if self._tasks and outbound.accepts_data:
+            self._tasks.unpark_all()
+        self.are_awaited = bool(self._small or self._bulk or self._tasks)
         return bool(self._small or self._bulk)
 
     def discard(self) -> None:
         """Forget who waits: the link is lost, and they know."""
         self._small.clear()
         self._bulk.clear()
-        self.tasks.unpark_all()
+        self._tasks.unpark_all()
+        self.are_awaited = False
 
 
 class Link:
@@ -258,6 +267,7 @@ class Link:
         self._alive_deadline_s = alive_interval_s * alive_count_max
         self._alive = False
         self._heard_s = 0.0
+        self._current_time = trio.lowlevel.current_clock().current_time
         self._ports: dict[int, ChannelPort] = {}
         self._scope = trio.CancelScope()
         self._may_have_input = False
@@ -303,7 +313,8 @@ class Link:
                 self._may_have_input = True
                 self._has_ended_input = bool(event & poller.ENDED)
                 self._read()
-            self._give_turns()
+            if self.turns.are_awaited:
+                self._give_turns()
         except Exception as error:
             self._fail(ConnectionLost(f"internal error: {error!r}"))
             raise
@@ -325,7 +336,7 @@ class Link:
                     inbound.idle()
                     self._may_have_input = False
                     return
-                self._heard_s = trio.current_time()
+                self._heard_s = self._current_time()
                 protocol.received(length, self._heard_s)
                 self._end_batch()
                 self.dispatch()

@@ -111,7 +111,10 @@ class _Acceptor:
 
     async def run_until_exhausted(self) -> bool:
         """Accept; return True when descriptors or memory ran out, False at the end."""
+        if self._listener.fileno() < 0:
+            return False
         self._stopped = trio.Event()
+        self._is_exhausted = False
         poller.current().watch_listener(self._listener, self._ready)
         try:
             await self._stopped.wait()

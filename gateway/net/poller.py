@@ -10,7 +10,7 @@ One system task runs the rounds. Idle, it waits in trio for the epoll instance i
 descriptor like any other. After a round it expects the next one soon and waits in epoll directly,
 for a millisecond at most: under load, or while somebody types, trio is not asked at all. It gets
 its turn before every such wait if a handler has made a task runnable (an `Instrument` sees that),
-and once a millisecond in any case, for its timers, threads and signals.
+and every TURN_S in any case, for its timers, threads and signals.
 
 Edge-triggered means (epoll(7)): after an event, read until `BlockingIOError` or a short read. A
 short read is the end only if the event had not said that the peer hung up, for then the end of the
@@ -48,6 +48,7 @@ CLOSED: Final = 0
 _INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 LINGER_S: Final = 0.001  # the shortest wait that epoll can be asked for
+TURN_S: Final = 0.004  # how late a timer or a thread's result may come under load
 EVENTS_AT_ONCE: Final = 64
 
 
@@ -127,7 +128,7 @@ class Poller:
     async def _rounds(self) -> None:
         """Handle events until none came for LINGER_S."""
         runnable, handlers, fresh = self._runnable.tasks, self._handlers, self._fresh
-        next_turn_s = time.monotonic() + LINGER_S
+        next_turn_s = time.monotonic() + TURN_S
         while True:
             busy = self._again or runnable
             ready = self._epoll.poll(0 if busy else LINGER_S, EVENTS_AT_ONCE)
@@ -149,7 +150,7 @@ class Poller:
             now_s = time.monotonic()
             if runnable or now_s >= next_turn_s:
                 await trio.lowlevel.checkpoint()
-                next_turn_s = now_s + LINGER_S
+                next_turn_s = now_s + TURN_S
 
 
 class _Runnable(trio.abc.Instrument):

@@ -152,14 +152,14 @@ class Relay:
 
     def _upload(self) -> None:
         """Read and send while there is input, credit and room, a few batches at most."""
-        link = self._link
+        link, channel = self._link, self._port.channel
         for _ in range(BATCHES_AT_ONCE):
             if not self._may_have_input or self._upload_is_over:
                 return
             if not self._port.may_send:
                 self._end_upload()
                 return
-            rooms = self._rooms()
+            rooms = channel.rooms() or self._wait_for_rooms()
             if not rooms:
                 return
             self._send_batch(rooms)
@@ -169,16 +169,16 @@ class Relay:
                 return
         self._poller.again(self._upload)
 
-    def _rooms(self) -> list[memoryview]:
-        """Where to read into; if there is nowhere, what to wait for is arranged."""
+    def _wait_for_rooms(self) -> list[memoryview]:
+        """There is no room to read into: make some, or arrange to be told of it."""
         link, channel = self._link, self._port.channel
+        if link.protocol.outbound.accepts_data:
+            return []  # it is the peer's credit that is missing: on_writable tells of it
+        link.flush()
         rooms = channel.rooms()
         if not rooms and not link.protocol.outbound.accepts_data:
-            link.flush()
-            rooms = channel.rooms()
-            if not rooms and not link.protocol.outbound.accepts_data:
-                self._wait_for_turn()
-        return rooms  # empty for want of credit: on_writable tells of it
+            self._wait_for_turn()
+        return rooms
 
     def _send_batch(self, rooms: list[memoryview]) -> None:
         if self._early_data:
