@@ -45,7 +45,8 @@ READABLE: Final = INPUT | ENDED
 OUTPUT: Final = select.EPOLLOUT
 WRITABLE: Final = OUTPUT | BROKEN
 CLOSED: Final = 0
-_INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_INPUT_ONLY: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_BOTH: Final = _INPUT_ONLY | select.EPOLLOUT
 
 LINGER_S: Final = 0.001  # the shortest wait that epoll can be asked for
 TURN_S: Final = 0.004  # how late a timer or a thread's result may come under load
@@ -69,7 +70,15 @@ class Poller:
         What is ready already is told too, also if the socket was watched before. The handler must
         not block.
         """
-        self._watch(sock if isinstance(sock, int) else sock.fileno(), handler, _INTEREST)
+        self._watch(sock if isinstance(sock, int) else sock.fileno(), handler, _BOTH)
+
+    def watch_input(self, sock: socket.socket, handler: Handler) -> None:
+        """As ``watch``, but that there is room to write is told only after ``await_room``."""
+        self._watch(sock.fileno(), handler, _INPUT_ONLY)
+
+    def await_room(self, sock: socket.socket) -> None:
+        """Tell the handler of a watched socket of room to write too, from now on."""
+        self._epoll.modify(sock.fileno(), _BOTH)
 
     def watch_listener(self, sock: socket.socket, handler: Handler) -> None:
         """Call ``handler`` as long as clients wait, once a round."""

@@ -11,8 +11,9 @@ Early data, what the program sent before the far end was there, goes the same wa
 
 The other way, the channel's sink notes views of what arrived, and the link calls ``_deliver`` at
 the end of its batch, which writes them in one call. Only when the socket would block is the rest
-kept in ``pending``, until the poller says that there is room; from then on data goes behind what is
-pending. Credit is given for what the socket took, so at most one window is ever kept.
+kept in ``pending``, until the poller says that there is room (it is asked to, the first time); from
+then on data goes behind what is pending. Credit is given for what the socket took, so at most one
+window is ever kept.
 
 The end: EOF becomes a FIN, after what is pending, and the other way round; CLOSE is sent when both
 directions ended. A broken socket closes the channel at once. A lost link resets the socket, at
@@ -46,6 +47,7 @@ class Relay:
     """One socket and one channel; both are this object's once ``start`` is called."""
 
     __slots__ = (
+        "_awaits_room",
         "_early_data",
         "_fd",
         "_gathered",
@@ -80,6 +82,7 @@ class Relay:
         self._is_bulk = False
         self._upload_is_over = False
         self._was_shut_down = False
+        self._awaits_room = False
         self._is_broken = False  # the socket: nothing can be delivered, so the channel ends at once
         self._is_over = False
         self._on_end: Callable[[], object] = _nothing
@@ -101,7 +104,7 @@ class Relay:
         port.on_change = self._advance
         port.on_writable = self._upload
         if events is None:
-            self._poller.watch(self._sock, self._socket_ready)
+            self._poller.watch_input(self._sock, self._socket_ready)
         else:
             self._poller.hand_over(self._sock, self._socket_ready)
         if self._pending:
@@ -239,7 +242,7 @@ class Relay:
             for view in gathered:
                 self._pending += view[sent:]
                 sent = max(0, sent - len(view))
-            self._write_pending()  # epoll tells of room only after a send that found none
+            self._write_pending()  # edge-triggered: room is told of after a send that found none
 
     def _write_pending(self) -> None:
         written = 0
@@ -250,7 +253,9 @@ class Relay:
                 del self._pending[:sent]
                 written += sent
         except BlockingIOError:
-            pass
+            if not self._awaits_room:
+                self._awaits_room = True
+                self._poller.await_room(self._sock)
         except OSError:
             self._break()
             return

@@ -73,7 +73,8 @@ class SocksProxy:
         client = _Client(self, sock, address)
         self._clients.add(client)
         self.expect(client)
-        self.poller.watch(sock, client.ready)
+        self.poller.watch_input(sock, client.ready)
+        client.ready(poller.INPUT)  # it speaks first, and has spoken
 
     def expect(self, client: _Client) -> None:
         """Give a client PATIENCE_S from now on."""
@@ -165,7 +166,10 @@ class _Client:
         while server.request is None:
             if not self._events:
                 return
-            data = self._sock.recv(RECEIVE_SIZE)
+            try:
+                data = self._sock.recv(RECEIVE_SIZE)
+            except BlockingIOError:
+                return
             if not data:
                 self.close()
                 return
