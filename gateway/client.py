@@ -270,7 +270,7 @@ def _listen(forward: ListenAddress, config: HostConfig) -> list[socket.socket]:
     host = forward.host
     if host is None and config.gateway_ports:
         host = "*"
-    return open_listeners(host, forward.port, client_speaks_first=True)
+    return open_listeners(host, forward.port)
 
 
 async def _serve(

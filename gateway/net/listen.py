@@ -45,14 +45,10 @@ def addresses_to_bind(host: str | None) -> tuple[tuple[int, str], ...]:
     return tuple((int(entry[0]), str(entry[4][0])) for entry in found)
 
 
-def open_listeners(
-    host: str | None, port: int, *, client_speaks_first: bool = False
-) -> list[socket.socket]:
+def open_listeners(host: str | None, port: int) -> list[socket.socket]:
     """Bind and listen; with port 0 every family gets the same free port.
 
-    With ``client_speaks_first`` the kernel keeps a client until its first bytes are here, for a
-    second at most, which saves a wake-up (TCP_DEFER_ACCEPT in tcp(7)). One family may be missing on
-    this machine, but not both. Raises `NetworkSetupError`.
+    One family may be missing on this machine, but not both. Raises `NetworkSetupError`.
     """
     listeners: list[socket.socket] = []
     failure: OSError | None = None
@@ -60,8 +56,6 @@ def open_listeners(
         wanted = port or (listeners[0].getsockname()[1] if listeners else 0)
         try:
             listeners.append(_listen(family, address, wanted))
-            if client_speaks_first:
-                listeners[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         except OSError as error:
             if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) or (not port and listeners):
                 failure = failure or error

@@ -201,7 +201,7 @@ class Relay:
             return
         self._port.channel.send_rooms(length)
         self._is_bulk = length >= BULK
-        if not self._has_ended_input and length < sum(map(len, rooms)):
+        if not self._has_ended_input and (length < len(rooms[0]) or length < sum(map(len, rooms))):
             self._may_have_input = False
 
     def _end_upload(self) -> None:
@@ -285,9 +285,10 @@ class Relay:
         elif port.failure is not None or port.close_received:
             self.close()
         elif port.eof_received:
-            self._shut_down()
             if self._upload_is_over:
                 self.close()
+            else:
+                self._shut_down()
 
     def _is_cut_off(self, port: ChannelPort) -> bool:
         """Whether the link was lost before all had arrived that was to come."""

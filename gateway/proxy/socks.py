@@ -74,7 +74,7 @@ class SocksProxy:
         self._clients.add(client)
         self.expect(client)
         self.poller.watch_input(sock, client.ready)
-        client.ready(poller.INPUT)  # it speaks first, and has spoken
+        client.ready(poller.INPUT)  # it speaks first, and may have spoken
 
     def expect(self, client: _Client) -> None:
         """Give a client PATIENCE_S from now on."""
