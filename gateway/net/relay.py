@@ -228,9 +228,10 @@ class Relay:
         gathered, self._gathered = self._gathered, []
         if not gathered:
             return
+        first, *others = gathered
         length = sum(map(len, gathered))
         try:
-            sent = self._sock.sendmsg(gathered)
+            sent = self._sock.sendmsg(gathered) if others else self._sock.send(first)
         except BlockingIOError:
             sent = 0
         except OSError:
