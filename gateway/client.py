@@ -31,7 +31,7 @@ from gateway.net import poller
 from gateway.net.carrier import SocketCarrier
 from gateway.net.dial import DialError, DialOptions, NameResolutionError, dial
 from gateway.net.links import LinkSet
-from gateway.net.listen import open_listeners, serve
+from gateway.net.listen import open_listeners
 from gateway.net.login import ClientLink
 from gateway.net.session import run_command
 from gateway.proxy.socks import SocksProxy
@@ -298,9 +298,8 @@ async def _serve(
     proxy = SocksProxy(links)
     outcome: int | GatewayError = 0
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(proxy.run, [sock for _, sockets in listeners for sock in sockets])
         for forward, sockets in listeners:
-            for listener in sockets:
-                nursery.start_soon(serve, listener, proxy.serve_client, nursery)
             port = sockets[0].getsockname()[1]
             report(events.ListenerOpened("SOCKS proxy", forward.host or "localhost", port))
         if options.ready is not None:

@@ -86,5 +86,7 @@ def printable(text: str | bytes, limit: int = 300) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
     cut = text[:limit]
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    shown = cut
+    if not cut.isprintable():
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     return shown + ("…" if len(text) > limit else "")

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from gateway import events
-from gateway.errors import ConnectionLost, GatewayError, RemoteProtocolError, printable
+from gateway.errors import ConnectionLost, RemoteProtocolError, printable
 from gateway.net.carrier import SocketCarrier
 from gateway.net.dial import DialError, DialOptions, dial
 from gateway.net.link import Link
@@ -89,24 +89,27 @@ class Server:
                 for listener in open_listeners(host, port)
             ]
             async with trio.open_nursery() as nursery:
+
+                def welcome(sock: socket.socket, address: tuple[str, int]) -> None:
+                    nursery.start_soon(self._serve_link, sock, address)
+
                 for listener in listeners:
-                    nursery.start_soon(serve, listener, self._serve_link, nursery)
+                    nursery.start_soon(serve, listener, welcome)
                     address, port = listener.getsockname()[:2]
                     self.report(events.ListenerOpened("SSH", address, port))
 
-    async def _serve_link(self, sock: socket.socket) -> None:
+    async def _serve_link(self, sock: socket.socket, address: tuple[str, int]) -> None:
         if self.startups >= MAXIMUM_STARTUPS:
             sock.close()
             return
         try:
-            peer = sock.getpeername()
-            carrier = SocketCarrier(sock, describe(peer))
+            carrier = SocketCarrier(sock, describe(address))
         except OSError:  # the client left already
             sock.close()
             return
         self.startups += 1
         try:
-            await ServerLink(self, carrier, str(peer[0])).run()
+            await ServerLink(self, carrier, address[0]).run()
         except Exception:  # one link's defect must not end the others
             log.exception("internal error on the link from %s", carrier.name)
 
@@ -134,6 +137,7 @@ class ServerLink:
         self._candidates: dict[str, AuthorizedKey] = {}  # by fingerprint
         self._login_deadline = trio.CancelScope(deadline=trio.current_time() + LOGIN_GRACE_S)
         self._counts_as_startup = True
+        self._relays: set[Relay] = set()
 
     async def run(self) -> None:
         """Serve the link to its end."""
@@ -147,6 +151,8 @@ class ServerLink:
                     log.info("%s: no login within %.0f s", link.carrier.name, LOGIN_GRACE_S)
                 nursery.cancel_scope.cancel()
         finally:
+            for relay in list(self._relays):
+                relay.close()
             self._end_startup()
             protocol = link.protocol
             self._server.report(
@@ -288,7 +294,7 @@ class ServerLink:
             self.link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, error.text)
             return
         self._server.report(decisions[-1])
-        await self._relay(channel_id, requested, sock)
+        self._relay(channel_id, requested, sock)
 
     async def _dial(
         self, target: DirectTcpip, permit: Callable[[IPv4Address | IPv6Address], None]
@@ -303,20 +309,21 @@ class ServerLink:
             hosts=self._server.options.hosts,
         )
 
-    async def _relay(self, channel_id: int, requested: str, sock: socket.socket) -> None:
-        dialled = describe(sock.getpeername())
+    def _relay(self, channel_id: int, requested: str, sock: socket.socket) -> None:
         try:
+            dialled = describe(sock.getpeername())
             port = self.link.confirm_channel(channel_id)
+        except OSError as error:  # the target is gone already
+            sock.close()
+            self.link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, str(error.strerror))
+            return
         except ConnectionLost:
             sock.close()
             return
-        reason = "internal error"
-        try:
-            await Relay(sock, port).run()
-            reason = "link lost" if port.failure is not None else "ended"
-        except GatewayError as error:
-            reason = str(error)
-        finally:
+        relay = Relay(sock, port)
+
+        def ended() -> None:
+            self._relays.discard(relay)
             self._server.report(
                 events.ChannelEnded(
                     self.link.link_id,
@@ -325,9 +332,12 @@ class ServerLink:
                     dialled,
                     port.channel.bytes_in,
                     port.channel.bytes_out,
-                    reason,
+                    "link lost" if port.failure is not None else "ended",
                 )
             )
+
+        self._relays.add(relay)
+        relay.start(ended)
 
 
 def _names(entry: tuple[str, str], wanted: list[tuple[str, int]]) -> bool:

@@ -201,7 +201,9 @@ async def _attempt(address: Address, options: DialOptions) -> socket.socket:
         if options.bind_address:
             sock.bind((options.bind_address, 0))
         result = sock.connect_ex(address.sockaddr)
-        if result == errno.EINPROGRESS:
+        if result == errno.EINPROGRESS:  # what the kernel says first, also where it is done by now
+            result = sock.connect_ex(address.sockaddr)
+        if result == errno.EALREADY:
             await _wait_event(sock)
             result = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if result:

@@ -37,6 +37,7 @@ from gateway.errors import (
     printable,
 )
 from gateway.net import poller
+from gateway.net.turns import Turns
 from gateway.ssh.channel import SendState
 from gateway.ssh.connection import KEEPALIVE
 from gateway.ssh.transport import Phase
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
 
     from gateway.net.carrier import Carrier
     from gateway.ssh.channel import Channel
-    from gateway.ssh.connection import Connection
-    from gateway.ssh.packets import Outbound
     from gateway.ssh.protocol import Protocol
 
 # ---- our own choices -----------------------------------------------------------------------------
@@ -82,7 +81,7 @@ class ChannelPort:
         self.on_writable: Callable[[], object] = _nothing
         self.on_request: Callable[[events.ChannelRequested], bool] = _refuse_request
         self.on_reply: Callable[[bool], None] = _ignore_reply
-        self._opened = trio.Event()
+        self.on_opened: Callable[[ChannelPort], object] = _ignore_answer
         self._credit = trio.lowlevel.ParkingLot()
         channel.sink = self._keep
 
@@ -117,7 +116,7 @@ class ChannelPort:
                 raise ChannelClosed(f"the channel takes no more data: {self.channel!r}")
             protocol = self.link.protocol
             if not protocol.outbound.accepts_data or not protocol.connection.may_send_bulk:
-                await self.link.turns.tasks.park()
+                await self.link.turns.park()
             elif self.channel.room():
                 return
             else:
@@ -167,23 +166,25 @@ class ChannelPort:
 
     def confirmed(self) -> None:
         """The open was granted, by the peer or by us."""
-        self._opened.set()
+        self._answered()
 
     def fail(self, failure: GatewayError) -> None:
         """The open was refused or the link is gone."""
         self.failure = self.failure or failure
-        self._opened.set()
+        self._answered()
         self._credit.unpark_all()
         self.on_change()
 
-    async def wait_opened(self) -> None:
-        """Wait for the answer to our open; raise what it was if not a yes."""
-        await self._opened.wait()
-        if self.failure is not None:
-            raise self.failure
+    def _answered(self) -> None:
+        on_opened, self.on_opened = self.on_opened, _ignore_answer
+        on_opened(self)
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore_answer(_port: ChannelPort) -> None:
     pass
 
 
@@ -197,55 +198,6 @@ def _ignore_global_reply(_reply: events.GlobalReplied) -> None:
 
 def _ignore_reply(_success: bool) -> None:  # noqa: FBT001 - a callback's only argument
     pass
-
-
-class Turns:
-    """Who waits for room in a link's outbound buffer, and in which order they get it.
-
-    Channels that send little go first, so that a keystroke does not wait for a backup. The others
-    take turns, a batch each.
-    """
-
-    __slots__ = ("_bulk", "_small", "tasks")
-
-    def __init__(self) -> None:
-        self._small: deque[Callable[[], None]] = deque()
-        self._bulk: deque[Callable[[], None]] = deque()
-        self.tasks = trio.lowlevel.ParkingLot()
-
-    def wait(self, function: Callable[[], None], *, is_bulk: bool) -> None:
-        """Have a function called once, when there is room; it asks again if it needs more."""
-        (self._bulk if is_bulk else self._small).append(function)
-
-    @property
-    def has_bulk(self) -> bool:
-        """Whether anybody waits for a turn as bulk."""
-        return bool(self._bulk)
-
-    def give(self, outbound: Outbound, connection: Connection) -> None:
-        """Give everybody who waits a turn, as far as there is room."""
-        for _ in range(len(self._small)):
-            if not outbound.accepts_data:
-                return
-            self._small.popleft()()
-        for _ in range(len(self._bulk)):
-            if not outbound.accepts_data or not connection.may_send_bulk:
-                return
-            self._bulk.popleft()()
-        if self.tasks and outbound.accepts_data and connection.may_send_bulk:
-            self.tasks.unpark_all()
-
-    def may_be_given(self, outbound: Outbound, connection: Connection) -> bool:
-        """Whether somebody waits for what there is."""
-        return outbound.accepts_data and bool(
-            self._small or (self._bulk and connection.may_send_bulk)
-        )
-
-    def discard(self) -> None:
-        """Forget who waits: the link is lost, and they know."""
-        self._small.clear()
-        self._bulk.clear()
-        self.tasks.unpark_all()
 
 
 class Link:
@@ -272,6 +224,7 @@ class Link:
         self._alive_deadline_s = alive_interval_s * alive_count_max
         self._alive = False
         self._heard_s = 0.0
+        self._current_time = trio.lowlevel.current_clock().current_time
         self._ports: dict[int, ChannelPort] = {}
         self._scope = trio.CancelScope()
         self._may_have_input = False
@@ -317,7 +270,8 @@ class Link:
                 self._may_have_input = True
                 self._has_ended_input = bool(event & poller.ENDED)
                 self._read()
-            self._give_turns()
+            if self.turns.are_awaited:
+                self._give_turns()
         except Exception as error:
             self._fail(ConnectionLost(f"internal error: {error!r}"))
             raise
@@ -375,9 +329,7 @@ class Link:
         self.protocol.inbound.idle()
 
     def _give_turns(self) -> None:
-        protocol, turns = self.protocol, self.turns
-        turns.give(protocol.outbound, protocol.connection)
-        if turns.may_be_given(protocol.outbound, protocol.connection):
+        if self.turns.give(self.protocol.outbound, self.protocol.connection):
             poller.current().again(self._give_turns)
 
     async def _watch(self) -> None:
@@ -423,12 +375,14 @@ class Link:
 
     def flush(self) -> None:
         """Send what the outbound buffer holds, as far as the carrier takes it now."""
+        protocol, outbound = self.protocol, self.protocol.outbound
         if self._carrier_is_full:
             return
-        protocol, outbound = self.protocol, self.protocol.outbound
+        if outbound.data_to_send() is None and protocol.connection.may_send_bulk:
+            return
         protocol.transport.rekey_if_due(self._heard_s)
         if protocol.transport.phase is Phase.CONNECTION:
-            protocol.connection.probe_if_due(trio.current_time())
+            protocol.connection.probe_if_due(self._current_time())
         try:
             while (data := outbound.data_to_send()) is not None:
                 outbound.data_sent(self.carrier.send(data))
@@ -541,20 +495,37 @@ class Link:
 
     # -- channels ----------------------------------------------------------------------------------
 
-    async def open_channel(self, channel_type: str, type_specific: bytes) -> ChannelPort:
-        """Open a channel and wait for the answer.
+    def ask_for_channel(
+        self,
+        channel_type: str,
+        type_specific: bytes,
+        on_opened: Callable[[ChannelPort], object],
+    ) -> ChannelPort:
+        """Open a channel; ``on_opened`` is called with the answer: ``failure`` if it was no.
 
-        Raises `ChannelOpenError` or `ConnectionLost`. Cancelled, it leaves no channel behind:
-        CLOSE follows as soon as the peer confirms.
+        Raises `ConnectionLost`. Released before the answer, it leaves no channel behind: CLOSE
+        follows as soon as the peer confirms, and ``on_opened`` is not called.
         """
         if self.failure is not None:
             raise ConnectionLost(str(self.failure))
         channel = self.protocol.connection.open_channel(channel_type, type_specific)
         port = self._ports[channel.channel_id] = ChannelPort(self, channel)
-        self.protocol.connection.probe_if_due(trio.current_time(), is_opening=True)
+        port.on_opened = on_opened
+        self.protocol.connection.probe_if_due(self._current_time(), is_opening=True)
         self.flush()
+        return port
+
+    async def open_channel(self, channel_type: str, type_specific: bytes) -> ChannelPort:
+        """Open a channel and wait for the answer.
+
+        Raises `ChannelOpenError` or `ConnectionLost`. Cancelled, it leaves no channel behind.
+        """
+        answered = trio.Event()
+        port = self.ask_for_channel(channel_type, type_specific, lambda _port: answered.set())
         try:
-            await port.wait_opened()
+            await answered.wait()
+            if port.failure is not None:
+                raise port.failure
         except BaseException:
             self.release(port)
             raise

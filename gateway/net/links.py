@@ -8,6 +8,8 @@ from gateway.errors import ConnectionLost
 from gateway.ssh.messages import DirectTcpip
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.net.link import ChannelPort, Link
 
 
@@ -25,15 +27,19 @@ class LinkSet:
         """Withdraw a link."""
         self._links.remove(link)
 
-    async def open_direct_tcpip(
-        self, host: str, port: int, originator: tuple[str, int]
+    def open_direct_tcpip(
+        self,
+        host: str,
+        port: int,
+        originator: tuple[str, int],
+        on_opened: Callable[[ChannelPort], object],
     ) -> ChannelPort:
         """Let the far end connect to ``host``, which it resolves (RFC 4254 §7.2).
 
-        Raises `ChannelOpenError` with the far end's reason, or `ConnectionLost`.
+        See `Link.ask_for_channel`. Raises `ConnectionLost`.
         """
         for link in self._links:
             if not link.is_lost:
                 request = DirectTcpip(host, port, *originator)
-                return await link.open_channel("direct-tcpip", request.encode())
+                return link.ask_for_channel("direct-tcpip", request.encode(), on_opened)
         raise ConnectionLost("there is no link to the server now")

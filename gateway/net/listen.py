@@ -1,20 +1,26 @@
-"""Listening sockets: which addresses a bind address means, and the accept loop."""
+"""Listening sockets: which addresses a bind address means, and how clients are accepted.
+
+Clients are accepted by a function that the poller calls; a task wakes only when descriptors or
+memory ran out, to wait a little.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from gateway.errors import NetworkSetupError
-from gateway.net.poller import Readiness
+from gateway.net import poller
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
+
+    Welcome = Callable[[socket.socket, Any], None]
 
 BACKLOG: Final = 512
 EXHAUSTED_PAUSE_S: Final = 0.1  # before accepting again when descriptors or memory ran out
@@ -67,6 +73,7 @@ def _listen(family: int, address: str, port: int) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its clients inherit it
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))
@@ -93,33 +100,53 @@ def _setup_error(address: str, port: int, error: OSError) -> NetworkSetupError:
     return NetworkSetupError(f"{what}: {error.strerror or error}")
 
 
-async def serve(
-    listener: socket.socket,
-    handler: Callable[[socket.socket], Awaitable[None]],
-    nursery: trio.Nursery,
-) -> None:
-    """Accept until the listener is closed, one task for each client.
+class _Acceptor:
+    """Accepts from one listener until it is closed or something runs out."""
 
-    The handler owns the socket and must not raise.
-    """
-    ready = Readiness(listener)
-    while True:
+    def __init__(self, listener: socket.socket, welcome: Welcome) -> None:
+        self._listener = listener
+        self._welcome = welcome
+        self._stopped = trio.Event()
+        self._is_exhausted = False
+
+    async def run_until_exhausted(self) -> bool:
+        """Accept; return True when descriptors or memory ran out, False at the end."""
+        if self._listener.fileno() < 0:
+            return False
+        self._stopped = trio.Event()
+        self._is_exhausted = False
+        poller.current().watch_listener(self._listener, self._ready)
         try:
-            client, _ = listener.accept()
-        except BlockingIOError:
-            try:
-                await ready.wait()
-            except trio.ClosedResourceError:
-                return
+            await self._stopped.wait()
+        finally:
+            poller.current().forget(self._listener)
+        return self._is_exhausted
+
+    def _ready(self, event: int) -> None:
+        if event == poller.CLOSED:
+            self._stopped.set()
+            return
+        try:
+            client, address = self._listener.accept()
         except OSError as error:
-            if error.errno in _EXHAUSTED:
-                await trio.sleep(EXHAUSTED_PAUSE_S)
-            elif error.errno in (errno.EBADF, errno.EINVAL):
-                return
+            self._is_exhausted = error.errno in _EXHAUSTED
+            if self._is_exhausted or error.errno in (errno.EBADF, errno.EINVAL):
+                poller.current().forget(self._listener)  # or it would be told again before we wake
+                self._stopped.set()
             # Anything else is about one client that left already (accept(2), "Error handling").
         else:
             client.setblocking(False)
-            nursery.start_soon(handler, client)
+            self._welcome(client, address)
+
+
+async def serve(listener: socket.socket, welcome: Welcome) -> None:
+    """Accept until the listener is closed, with `poller.close`, or this task is cancelled.
+
+    ``welcome`` gets the non-blocking socket and the address of each client, and must not raise.
+    """
+    acceptor = _Acceptor(listener, welcome)
+    while await acceptor.run_until_exhausted():  # noqa: ASYNC110 - nobody tells of free ones
+        await trio.sleep(EXHAUSTED_PAUSE_S)
 
 
 def describe(sockaddr: object) -> str:

@@ -10,17 +10,22 @@ One system task runs the rounds. Idle, it waits in trio for the epoll instance i
 descriptor like any other. After a round it expects the next one soon and waits in epoll directly,
 for a millisecond at most: under load, or while somebody types, trio is not asked at all. It gets
 its turn before every such wait if a handler has made a task runnable (an `Instrument` sees that),
-and once a millisecond in any case, for its timers, threads and signals.
+and every TURN_S in any case, for its timers, threads and signals.
 
 Edge-triggered means (epoll(7)): after an event, read until `BlockingIOError` or a short read. A
 short read is the end only if the event had not said that the peer hung up, for then the end of the
-data is still to be read and no further event comes.
+data is still to be read and no further event comes. Listening sockets are level-triggered: one
+client is accepted for each event, and who still waits is told of again.
+
+Within a round a socket may be closed and its number given to a new one before its event's turn:
+`_fresh` has the numbers that an event of this round cannot be about.
 """
 
 from __future__ import annotations
 
 import logging
 import select
+import time
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -34,14 +39,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INPUT: Final = select.EPOLLIN
-ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
+ENDED: Final = select.EPOLLRDHUP | BROKEN
 READABLE: Final = INPUT | ENDED
 OUTPUT: Final = select.EPOLLOUT
-WRITABLE: Final = OUTPUT | select.EPOLLHUP | select.EPOLLERR
+WRITABLE: Final = OUTPUT | BROKEN
 CLOSED: Final = 0
-_INTEREST: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_INPUT_ONLY: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_BOTH: Final = _INPUT_ONLY | select.EPOLLOUT
 
 LINGER_S: Final = 0.001  # the shortest wait that epoll can be asked for
+TURN_S: Final = 0.004  # how late a timer or a thread's result may come under load
 EVENTS_AT_ONCE: Final = 64
 
 
@@ -51,8 +59,9 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
+        self._fresh: set[int] = set()
         self._again: list[Callable[[], None]] = []
-        self._sleep = trio.CancelScope()
+        self._sleep: trio.CancelScope | None = None
         self._runnable = _Runnable()
 
     def watch(self, sock: socket.socket | int, handler: Handler) -> None:
@@ -61,15 +70,35 @@ class Poller:
         What is ready already is told too, also if the socket was watched before. The handler must
         not block.
         """
-        fd = sock if isinstance(sock, int) else sock.fileno()
+        self._watch(sock if isinstance(sock, int) else sock.fileno(), handler, _BOTH)
+
+    def watch_input(self, sock: socket.socket, handler: Handler) -> None:
+        """As ``watch``, but that there is room to write is told only after ``await_room``."""
+        self._watch(sock.fileno(), handler, _INPUT_ONLY)
+
+    def await_room(self, sock: socket.socket) -> None:
+        """Tell the handler of a watched socket of room to write too, from now on."""
+        self._epoll.modify(sock.fileno(), _BOTH)
+
+    def watch_listener(self, sock: socket.socket, handler: Handler) -> None:
+        """Call ``handler`` as long as clients wait, once a round."""
+        self._watch(sock.fileno(), handler, INPUT)
+
+    def _watch(self, fd: int, handler: Handler, interest: int) -> None:
         try:
             if fd in self._handlers:
-                self._epoll.modify(fd, _INTEREST)
+                self._epoll.modify(fd, interest)
             else:
-                self._epoll.register(fd, _INTEREST)
-        except FileNotFoundError:  # its number belonged to one that was closed without forget()
-            self._epoll.register(fd, _INTEREST)
+                self._epoll.register(fd, interest)
+                self._fresh.add(fd)
+        except FileNotFoundError:  # its number belonged to one that was closed without a word
+            self._epoll.register(fd, interest)
+            self._fresh.add(fd)
         self._handlers[fd] = handler
+
+    def hand_over(self, sock: socket.socket, handler: Handler) -> None:
+        """Have another handler called for a watched socket; what was told is not told again."""
+        self._handlers[sock.fileno()] = handler
 
     def forget(self, sock: socket.socket | int) -> None:
         """Stop watching, and tell the handler CLOSED. To be called before the socket is closed."""
@@ -78,20 +107,28 @@ class Poller:
             self._epoll.unregister(fd)
             handler(CLOSED)
 
+    def close(self, sock: socket.socket) -> None:
+        """Stop watching a socket and close it; harmless if it is closed."""
+        handler = self._handlers.pop(sock.fileno(), None)
+        sock.close()  # which takes it out of the epoll instance
+        if handler is not None:
+            handler(CLOSED)
+
     def again(self, function: Callable[[], None]) -> None:
         """Call a function in the next round, after others had their turn: it has more to do."""
         self._again.append(function)
-        self._sleep.cancel()
+        if self._sleep is not None:
+            self._sleep.cancel()
 
     async def run(self) -> None:
         """Make rounds until cancelled. A handler that raises is a defect of its own, logged."""
         trio.lowlevel.add_instrument(self._runnable)
         try:
             while True:
-                self._sleep = trio.CancelScope()
                 if not self._again:
-                    with self._sleep:
+                    with trio.CancelScope() as self._sleep:
                         await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._sleep = None
                 await self._rounds()
         finally:
             trio.lowlevel.remove_instrument(self._runnable)
@@ -99,16 +136,17 @@ class Poller:
 
     async def _rounds(self) -> None:
         """Handle events until none came for LINGER_S."""
-        runnable = self._runnable.tasks
-        next_turn_s = trio.current_time() + LINGER_S
+        runnable, handlers, fresh = self._runnable.tasks, self._handlers, self._fresh
+        next_turn_s = time.monotonic() + TURN_S
         while True:
             busy = self._again or runnable
             ready = self._epoll.poll(0 if busy else LINGER_S, EVENTS_AT_ONCE)
             if not ready and not busy:
                 return
             again, self._again = self._again, []
+            fresh.clear()
             for fd, event in ready:
-                if (handler := self._handlers.get(fd)) is not None:
+                if (handler := handlers.get(fd)) is not None and fd not in fresh:
                     try:
                         handler(event)
                     except Exception:
@@ -118,10 +156,10 @@ class Poller:
                     function()
                 except Exception:
                     log.exception("internal error in %r", function)
-            now_s = trio.current_time()
+            now_s = time.monotonic()
             if runnable or now_s >= next_turn_s:
                 await trio.lowlevel.checkpoint()
-                next_turn_s = now_s + LINGER_S
+                next_turn_s = now_s + TURN_S
 
 
 class _Runnable(trio.abc.Instrument):
@@ -188,6 +226,4 @@ class Readiness:
 
 def close(sock: socket.socket) -> None:
     """Stop watching a socket and close it; harmless if it is closed."""
-    if sock.fileno() >= 0:
-        current().forget(sock)
-        sock.close()
+    current().close(sock)

@@ -7,10 +7,13 @@ straight into the outbound rooms, several packets in one call, seals them and fl
 more than may be sent, so nothing waits in clear. Without room it waits for its turn in the link, or
 for the peer's credit; with much to send it lets others have theirs.
 
+Early data, what the program sent before the far end was there, goes the same way, first.
+
 The other way, the channel's sink notes views of what arrived, and the link calls ``_deliver`` at
 the end of its batch, which writes them in one call. Only when the socket would block is the rest
-kept in ``pending``, until the poller says that there is room; from then on data goes behind what is
-pending. Credit is given for what the socket took, so at most one window is ever kept.
+kept in ``pending``, until the poller says that there is room (it is asked to, the first time); from
+then on data goes behind what is pending. Credit is given for what the socket took, so at most one
+window is ever kept.
 
 The end: EOF becomes a FIN, after what is pending, and the other way round; CLOSE is sent when both
 directions ended. A broken socket closes the channel at once. A lost link resets the socket, at
@@ -25,12 +28,12 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
-import trio
-
-from gateway.errors import ChannelClosed, ConnectionLost
+from gateway.errors import ConnectionLost
 from gateway.net import poller
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.net.link import ChannelPort
 
 GATHER_MAXIMUM: Final = 512  # views in one sendmsg; the kernel takes 1024, UIO_MAXIOV
@@ -41,44 +44,89 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0
 
 
 class Relay:
-    """One socket and one channel; both are this object's from now on. Call ``run`` once."""
+    """One socket and one channel; both are this object's once ``start`` is called."""
+
+    __slots__ = (
+        "_awaits_room",
+        "_early_data",
+        "_fd",
+        "_gathered",
+        "_has_ended_input",
+        "_is_broken",
+        "_is_bulk",
+        "_is_over",
+        "_link",
+        "_may_have_input",
+        "_on_end",
+        "_pending",
+        "_poller",
+        "_port",
+        "_sock",
+        "_upload_is_over",
+        "_waits_for_turn",
+        "_was_shut_down",
+    )
 
     def __init__(self, sock: socket.socket, port: ChannelPort) -> None:
         self._sock = sock
+        self._fd = sock.fileno()
         self._port = port
+        self._link = port.link
+        self._poller = poller.current()
         self._pending = port.pending
         self._gathered: list[memoryview] = []  # of this batch; valid until its end
-        self._may_have_input = True
+        self._early_data = memoryview(b"")
+        self._may_have_input = False
         self._has_ended_input = False
         self._waits_for_turn = False
         self._is_bulk = False
         self._upload_is_over = False
         self._was_shut_down = False
+        self._awaits_room = False
         self._is_broken = False  # the socket: nothing can be delivered, so the channel ends at once
-        self._is_cut_off = False  # the link was lost before both directions had ended
-        self._over = trio.Event()
+        self._is_over = False
+        self._on_end: Callable[[], object] = _nothing
 
-    async def run(self, early_data: bytes = b"") -> None:
-        """Carry until both directions ended, then close both. ``early_data`` goes out first."""
+    def start(
+        self,
+        on_end: Callable[[], object],
+        early_data: bytes = b"",
+        events: int | None = None,
+    ) -> None:
+        """Carry until both directions ended, then close both and call ``on_end``, once.
+
+        ``early_data`` goes out first. ``events`` are what the poller told of a socket that was
+        watched before; None if it was not. It is non-blocking, without Nagle's delay.
+        """
         port = self._port
-        if self._sock.family in (socket.AF_INET, socket.AF_INET6):
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._on_end = on_end
         port.channel.sink = self._sink
         port.on_change = self._advance
+        port.on_writable = self._upload
+        if events is None:
+            self._poller.watch_input(self._sock, self._socket_ready)
+        else:
+            self._poller.hand_over(self._sock, self._socket_ready)
+        if self._pending:
+            self._write_pending()
         self._advance()
-        try:
-            if early_data:
-                await self._send_early(early_data)
-            port.on_writable = self._upload
-            poller.current().watch(self._sock, self._socket_ready)
-            await self._over.wait()
-        finally:
-            self._over.set()
-            port.on_change = port.on_writable = _nothing
-            if self._is_cut_off:
-                self._reset_on_close()
-            port.close()
-            poller.close(self._sock)
+        if early_data:
+            self._early_data = memoryview(early_data)
+            events = (events or 0) | poller.INPUT
+        if events:
+            self._socket_ready(events)
+
+    def close(self) -> None:
+        """End both at once; harmless if they have ended."""
+        if self._is_over:
+            return
+        self._is_over = self._upload_is_over = True
+        self._gathered.clear()
+        port = self._port
+        port.on_change = port.on_writable = _nothing
+        port.close()
+        self._poller.close(self._sock)
+        self._on_end()
 
     def _socket_ready(self, event: int) -> None:
         """Take an event of the poller. A defect of our own ends this channel and no other."""
@@ -87,7 +135,8 @@ class Relay:
                 self._write_pending()
             if event & poller.READABLE:
                 self._may_have_input = True
-                self._has_ended_input = bool(event & poller.ENDED)
+                if event & poller.ENDED:
+                    self._has_ended_input = True
                 if not self._waits_for_turn:
                     self._upload()
         except Exception:
@@ -96,76 +145,66 @@ class Relay:
 
     # -- socket to channel -------------------------------------------------------------------------
 
-    async def _send_early(self, early_data: bytes) -> None:
-        view = memoryview(early_data)
-        try:
-            while view:
-                await self._port.wait_room()
-                view = view[self._port.channel.send(view) :]
-                self._port.link.flush()
-        except (ChannelClosed, ConnectionLost):
-            self._end_upload()  # _advance saw it too
-
     def _take_turn(self) -> None:
         self._waits_for_turn = False
         self._upload()
 
     def _wait_for_turn(self) -> None:
         self._waits_for_turn = True
-        self._port.link.turns.wait(self._take_turn, is_bulk=self._is_bulk)
+        self._link.turns.wait(self._take_turn, is_bulk=self._is_bulk)
 
     def _upload(self) -> None:
         """Read and send while there is input, credit and room, a few batches at most."""
-        turns = self._port.link.turns
+        link, channel = self._link, self._port.channel
         for _ in range(BATCHES_AT_ONCE):
             if not self._may_have_input or self._upload_is_over:
                 return
             if not self._port.may_send:
                 self._end_upload()
                 return
-            rooms = self._rooms()
+            rooms = channel.rooms(self._limit()) or self._wait_for_rooms()
             if not rooms:
                 return
             self._send_batch(rooms)
-            self._port.link.flush()
-            if self._is_bulk and turns.has_bulk:
+            link.flush()
+            if self._is_bulk and link.turns.has_bulk:
                 self._wait_for_turn()
                 return
-        poller.current().again(self._upload)
+        self._poller.again(self._upload)
 
-    def _rooms(self) -> list[memoryview]:
-        """Where to read into; if there is nowhere, what to wait for is arranged."""
-        link, channel = self._port.link, self._port.channel
+    def _wait_for_rooms(self) -> list[memoryview]:
+        """There is no room to read into: make some, or arrange to be told of it."""
+        link, channel = self._link, self._port.channel
+        if not channel.remote_window:
+            return []  # on_writable tells of the peer's credit
+        link.flush()  # makes room, or asks the path for leave to send more
         rooms = channel.rooms(self._limit())
         if not rooms and channel.remote_window:
-            link.flush()  # makes room, or asks the path for leave to send more
-            rooms = channel.rooms(self._limit())
-            if not rooms and channel.remote_window:
-                self._wait_for_turn()
-        return rooms  # empty for want of credit: on_writable tells of it
+            self._wait_for_turn()
+        return rooms
 
     def _limit(self) -> int:
         """How much the path takes now, for who sends much."""
-        if not self._is_bulk:
-            return BULK
-        return max(self._port.link.bulk_limit(), 0)
+        return max(self._link.bulk_limit(), 0) if self._is_bulk else BULK
 
     def _send_batch(self, rooms: list[memoryview]) -> None:
+        if self._early_data:
+            self._early_data = self._early_data[self._port.channel.send(self._early_data) :]
+            return
         try:
-            length = os.readv(self._sock.fileno(), rooms)
+            length = os.readv(self._fd, rooms)
         except BlockingIOError:
             self._may_have_input = False
             return
         except OSError:
             self._break()
-            self._upload_is_over = True
             return
         if not length:
             self._port.send_eof()
             self._end_upload()
             return
         self._port.channel.send_rooms(length)
-        is_all = length < sum(map(len, rooms))
+        is_all = length < len(rooms[0]) or length < sum(map(len, rooms))
         self._is_bulk = length >= BULK or not is_all
         if is_all and not self._has_ended_input:
             self._may_have_input = False
@@ -183,7 +222,7 @@ class Relay:
             return 0
         gathered = self._gathered
         if not gathered:
-            self._port.link.at_batch_end.append(self._deliver)
+            self._link.at_batch_end.append(self._deliver)
         gathered.append(data)
         if len(gathered) >= GATHER_MAXIMUM:
             self._deliver()
@@ -194,9 +233,10 @@ class Relay:
         gathered, self._gathered = self._gathered, []
         if not gathered:
             return
+        first, *others = gathered
         length = sum(map(len, gathered))
         try:
-            sent = self._sock.sendmsg(gathered)
+            sent = self._sock.sendmsg(gathered) if others else self._sock.send(first)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -208,7 +248,7 @@ class Relay:
             for view in gathered:
                 self._pending += view[sent:]
                 sent = max(0, sent - len(view))
-            self._write_pending()  # epoll tells of room only after a send that found none
+            self._write_pending()  # edge-triggered: room is told of after a send that found none
 
     def _write_pending(self) -> None:
         written = 0
@@ -219,7 +259,9 @@ class Relay:
                 del self._pending[:sent]
                 written += sent
         except BlockingIOError:
-            pass
+            if not self._awaits_room:
+                self._awaits_room = True
+                self._poller.await_room(self._sock)
         except OSError:
             self._break()
             return
@@ -236,27 +278,37 @@ class Relay:
 
     def _advance(self) -> None:
         """Act on what has ended: once what is pending was written, except if it cannot be."""
-        port = self._port
-        if isinstance(port.failure, ConnectionLost):
-            whole = port.close_received or (port.eof_received and self._upload_is_over)
-            if not whole:
-                self._is_cut_off = True
-                self._over.set()
-        if self._is_broken:
-            self._over.set()
-        if self._pending or self._gathered or self._over.is_set():
+        if self._is_over:
             return
-        if port.failure is not None or port.close_received:
-            self._over.set()
+        port = self._port
+        if port.failure is not None and self._is_cut_off(port):
+            self._reset_on_close()
+            self.close()
+        elif self._is_broken:
+            self.close()
+        elif self._pending or self._gathered:
+            return
+        elif port.failure is not None or port.close_received:
+            self.close()
         elif port.eof_received:
-            if not self._was_shut_down:
-                self._was_shut_down = True
-                try:
-                    self._sock.shutdown(socket.SHUT_WR)
-                except OSError:
-                    self._break()
             if self._upload_is_over:
-                self._over.set()
+                self.close()
+            else:
+                self._shut_down()
+
+    def _is_cut_off(self, port: ChannelPort) -> bool:
+        """Whether the link was lost before all had arrived that was to come."""
+        whole = port.close_received or (port.eof_received and self._upload_is_over)
+        return isinstance(port.failure, ConnectionLost) and not whole
+
+    def _shut_down(self) -> None:
+        if self._was_shut_down:
+            return
+        self._was_shut_down = True
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._break()
 
     def _reset_on_close(self) -> None:
         try:

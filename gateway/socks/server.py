@@ -45,11 +45,14 @@ class Command(enum.IntEnum):
 class AddressType(enum.IntEnum):
     """The ATYP field (RFC 1928 §4)."""
 
+    __hash__ = int.__hash__
+
     IPV4 = 1
     DOMAINNAME = 3
     IPV6 = 4
 
 
+_ADDRESS_TYPES: Final = {int(kind): kind for kind in AddressType}
 _ADDRESS_LENGTH: Final = {AddressType.IPV4: 4, AddressType.IPV6: 16}
 
 # ---- our own choices ---------------------------------------------------------------------------
@@ -171,7 +174,7 @@ class SocksServer:
             raise LocalProtocolError(f"receive() takes at most {self.room} bytes, not {len(data)}")
         self._incoming += data
         try:
-            while self._step_untrusted():
+            while self._incoming and self._step_untrusted():
                 pass
         except SocksError as error:
             self._outgoing += _refusal(self._phase, error.reply)
@@ -221,8 +224,6 @@ class SocksServer:
 
     def _step_untrusted(self) -> bool:
         """Read one message; False when it is incomplete or none is expected."""
-        if not self._incoming:
-            return False
         match self._phase:
             case Phase.VERSION:
                 # The byte stays: it is part of the message that follows.
@@ -241,7 +242,7 @@ class SocksServer:
         offered = _methods_untrusted(self._incoming)
         if offered is None:
             return False
-        method = next((method for method in _METHODS if method in offered), None)
+        method = next(filter(offered.__contains__, _METHODS), None)
         if method is None:
             raise SocksError(
                 f"none of the SOCKS5 methods [{offered.hex(' ')}] is accepted: "
@@ -288,23 +289,24 @@ def _socks5_request_untrusted(message: bytearray) -> tuple[int, Request] | None:
     if version != 5 or rsv != 0:  # as OpenSSH
         raise SocksError(f"a SOCKS5 request must begin with 05 CMD 00, not {message[:3].hex(' ')}")
     _check_command_untrusted(cmd)
-    if atyp not in frozenset(AddressType):
+    address_type = _ADDRESS_TYPES.get(atyp)
+    if address_type is None:
         raise SocksError(
             f"unknown SOCKS5 address type {atyp}", ReplyCode.ADDRESS_TYPE_NOT_SUPPORTED
         )
     start = 4
-    if atyp == AddressType.DOMAINNAME:
+    is_name = address_type is AddressType.DOMAINNAME
+    if is_name:
         if len(message) < 5:
             return None
         start, length = 5, message[4]
     else:
-        length = _ADDRESS_LENGTH[AddressType(atyp)]
+        length = _ADDRESS_LENGTH[address_type]
     end = start + length
     if len(message) < end + 2:
         return None
-    host = _host_untrusted(AddressType(atyp), bytes(message[start:end]))
+    host = _host_untrusted(address_type, bytes(message[start:end]))
     port = _port_untrusted(message[end : end + 2])
-    is_name = atyp == AddressType.DOMAINNAME
     return end + 2, Request(5, Command.CONNECT, host, port, is_name)
 
 
@@ -364,7 +366,7 @@ def _host_untrusted(atyp: AddressType, field: bytes) -> str:
     name as it was typed, and whether it can be resolved is for the far end to say.
     """
     if atyp is AddressType.IPV4:
-        return str(IPv4Address(field))
+        return ".".join(map(str, field))
     if atyp is AddressType.IPV6:
         return str(IPv6Address(field))
     if not field:

@@ -44,6 +44,8 @@ NO_ROOM: Final = memoryview(b"")
 class SendState(Enum):
     """The half that we send on."""
 
+    __hash__ = object.__hash__  # a key of the tables: `Enum`'s own is a Python function
+
     OPENING = "opening"
     ABANDONED = "abandoned"
     OPEN = "open"
@@ -54,6 +56,8 @@ class SendState(Enum):
 class ReceiveState(Enum):
     """The half that the peer sends on."""
 
+    __hash__ = object.__hash__  # a key of the tables: `Enum`'s own is a Python function
+
     OPENING = "opening"
     OPEN = "open"
     EOF_RECEIVED = "eof received"
@@ -62,6 +66,8 @@ class ReceiveState(Enum):
 
 class ChannelEvent(Enum):
     """What can happen to a channel."""
+
+    __hash__ = object.__hash__  # a key of the tables: `Enum`'s own is a Python function
 
     CONFIRMED = "confirmed"
     REFUSED = "refused"

@@ -72,7 +72,7 @@ class Connection:
         self._numbers = count()
         self._awaited: deque[bool] = deque()  # for each global request: whether it is a probe
         self._pings = 0
-        self._handlers = {
+        self._handlers: dict[int, Callable[[bytes], None]] = {
             Msg.GLOBAL_REQUEST: self._global_request_untrusted,
             Msg.REQUEST_SUCCESS: self._global_success_untrusted,
             Msg.REQUEST_FAILURE: self._global_failure_untrusted,
@@ -242,7 +242,7 @@ class Connection:
 
     def receive(self, payload: bytes) -> None:
         """Take any other message of 80-100, 192 or 193."""
-        self._handlers[Msg(payload[0])](payload)
+        self._handlers[payload[0]](payload)
 
     def _open_untrusted(self, payload: bytes) -> None:
         request = messages.ChannelOpen.decode_untrusted(payload)

@@ -7,7 +7,11 @@ from typing import Final
 
 
 class Msg(IntEnum):
-    """Message numbers, without the SSH_MSG_ prefix."""
+    """Message numbers, without the SSH_MSG_ prefix. A number from the wire finds its row in a table
+    of these as it is, and without a call: `Enum` hashes names.
+    """
+
+    __hash__ = int.__hash__
 
     DISCONNECT = 1
     IGNORE = 2

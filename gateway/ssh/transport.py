@@ -49,12 +49,16 @@ if TYPE_CHECKING:
 class Role(Enum):
     """Which side this is."""
 
+    __hash__ = object.__hash__  # a key of the table: `Enum`'s own is a Python function
+
     CLIENT = "client"
     SERVER = "server"
 
 
 class Phase(Enum):
     """What is expected from the peer next; see the theory of operation."""
+
+    __hash__ = object.__hash__  # a key of the table: `Enum`'s own is a Python function
 
     VERSION = "version"
     KEXINIT = "kexinit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 
@@ -79,6 +80,56 @@ async def test_a_number_that_was_closed_without_a_word_is_watched_anew():
         assert ours.fileno() == number
         poller.current().watch(ours, events.append)
         await seen(events)
+
+
+async def test_room_is_told_of_only_to_who_awaits_it(pair):
+    ours, theirs = pair
+    events = []
+    poller.current().watch_input(ours, events.append)
+    theirs.send(b"x")
+    await seen(events)
+    assert events == [poller.INPUT]
+    poller.current().await_room(ours)
+    await seen(events, 2)
+    assert events[1] & poller.OUTPUT
+
+
+async def test_who_takes_over_a_socket_is_told_only_what_is_new(pair):
+    ours, theirs = pair
+    first, second = [], []
+    poller.current().watch_input(ours, first.append)
+    theirs.send(b"x")
+    await seen(first)
+    poller.current().hand_over(ours, second.append)
+    await trio.sleep(0.01)
+    assert not second
+    theirs.send(b"y")
+    assert await seen(second) == [poller.INPUT]
+    assert len(first) == 1
+
+
+async def test_a_new_socket_does_not_get_the_event_of_the_one_whose_number_it_has(pair):
+    """The first handler of a round closes the other's socket, and its number is given again."""
+    ours, _ = pair
+    other, other_theirs = socket.socketpair()
+    events, new = [], []
+
+    def close_the_other_one(closing):
+        def handle(event):
+            if event != poller.CLOSED:
+                poller.current().close(closing)
+                new.append(socket.socket())
+                poller.current().watch_input(new[0], events.append)
+
+        return handle
+
+    poller.current().watch(ours, close_the_other_one(other))
+    poller.current().watch(other, close_the_other_one(ours))
+    numbers = [ours.fileno(), other.fileno()]
+    await seen(events)
+    with other, other_theirs, new[0]:
+        assert new[0].fileno() in numbers
+        assert events == [select.EPOLLHUP], "its own: it is not connected"
 
 
 async def test_a_defect_in_one_handler_leaves_the_others(pair, caplog):

@@ -63,8 +63,12 @@ async def joined(early_data=b"", before_run=None, rekey_limit=None):
             scope = trio.CancelScope()
 
             async def run():
+                ended = trio.Event()
+                relay = Relay(sock, local)
+                relay.start(ended.set, early_data)
                 with scope:
-                    await Relay(sock, local).run(early_data)
+                    await ended.wait()
+                relay.close()
                 done.set()
 
             nursery.start_soon(run)

@@ -137,17 +137,48 @@ async def test_a_closed_listener_ends_its_accept_loop() -> None:
     (listener,) = open_listeners("127.0.0.1", 0)
     accepted = []
 
-    async def handle(sock: socket.socket) -> None:
-        accepted.append(sock.getblocking())
+    def welcome(sock: socket.socket, address: tuple[str, int]) -> None:
+        delays = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+        accepted.append((sock.getblocking(), delays, address == sock.getpeername()))
         sock.close()
         poller.close(listener)
 
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, listener, handle, nursery)
+            nursery.start_soon(serve, listener, welcome)
             with socket.create_connection(listener.getsockname()):
                 await trio.testing.wait_all_tasks_blocked()
-    assert accepted == [False]
+    assert accepted == [(False, False, True)]
+
+
+async def test_an_accept_loop_that_was_cancelled_accepts_nobody() -> None:
+    (listener,) = open_listeners("127.0.0.1", 0)
+    accepted: list[object] = []
+
+    def welcome(sock: socket.socket, _address: object) -> None:
+        accepted.append(sock)
+
+    with listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, welcome)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        with socket.create_connection(listener.getsockname()):
+            await trio.sleep(0.01)
+    assert not accepted
+
+
+async def test_clients_that_wait_together_are_all_accepted() -> None:
+    (listener,) = open_listeners("127.0.0.1", 0)
+    accepted: list[socket.socket] = []
+    clients = [socket.create_connection(listener.getsockname()) for _ in range(20)]
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, lambda sock, _: accepted.append(sock))
+            while len(accepted) < len(clients):
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+    close([listener, *clients, *accepted])
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
@@ -167,8 +198,7 @@ async def test_running_out_of_descriptors_is_a_pause(
     exhausted = Exhausted()
     started_s = trio.current_time()
     with real:
-        async with trio.open_nursery() as nursery:
-            await serve(exhausted, trio.sleep, nursery)  # type: ignore[arg-type]
+        await serve(exhausted, lambda *_: None)  # type: ignore[arg-type]
     assert exhausted.calls == 4
     assert trio.current_time() - started_s == pytest.approx(3 * listen.EXHAUSTED_PAUSE_S)
 
