@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.net import poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+NOTSENT_LOWAT: Final = 256 * 1024  # a batch; more would stand in the kernel before a keystroke
 
 
 class Carrier(Protocol):
@@ -48,6 +50,7 @@ class SocketCarrier:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
         self.name = name
         self._sock = sock
         self.recv_into = sock.recv_into

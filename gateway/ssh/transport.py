@@ -132,7 +132,9 @@ MAXIMUM_PRE_VERSION_LINES: Final = 20
 KEX_TIMEOUT_S: Final = 30.0  # a peer that leaves a rekey hanging for longer is gone
 REKEY_TOKENS: Final = 64.0  # rekeys that a peer may start at once …
 REKEY_TOKENS_PER_SECOND: Final = 1.0  # … regained by waiting …
-BYTES_PER_REKEY_TOKEN: Final = 64 * 1024  # … or by moving data
+# … or by moving data. OpenSSH (packet.c, ssh_packet_need_rekeying) compares the bytes of the next
+# packet with a limit in blocks, so with RekeyLimit 256K every packet of 32 KiB brings new keys.
+BYTES_PER_REKEY_TOKEN: Final = 24 * 1024
 
 
 @dataclass(frozen=True, slots=True)

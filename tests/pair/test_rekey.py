@@ -294,7 +294,7 @@ def test_a_peer_that_rekeys_for_nothing_runs_out_of_tokens():
 
     with pytest.raises(RemoteProtocolError, match="again and again"):
         rekey()
-    assert REKEY_TOKENS <= done <= REKEY_TOKENS + 10, "what rekeying moves counts for little"
+    assert REKEY_TOKENS <= done <= 1.5 * REKEY_TOKENS, "what rekeying moves counts for little"
 
 
 def test_waiting_or_moving_data_earns_tokens():
