@@ -61,7 +61,7 @@ def _parser() -> Parser:
         help="who may log in: any user name is taken, the key decides")  # fmt: skip
     add("--permit-open", action="append", default=[], metavar="HOST:PORT",
         help="a target that may be opened (repeatable, * allowed); without any, everything "
-        "but the box itself and link-local addresses")  # fmt: skip
+        "but the box itself, link-local addresses and ports for mail")  # fmt: skip
     add("--host", action="append", default=[], metavar="NAME=ADDRESS",
         help="a name that only this server resolves (repeatable)")  # fmt: skip
     for what, (known, _) in _ALGORITHMS.items():

@@ -158,7 +158,8 @@ def parse_target(text: str, action: Action = Action.OPEN, *, where: str = "") ->
             raise _error(f"{_shown(text)} is no kind of device", "write tun, tap or *", where)
         return Plain(text)
     if action is Action.UNIX:
-        if text != ANY and path_problem(text.removesuffix("/*") or "/*"):
+        path = f"{text[:-1]}x" if text.endswith("/*") else text
+        if text != ANY and ("*" in path or path_problem(path)):
             raise _error(
                 f"{_shown(text)} is not the path of a socket",
                 "write an absolute path without . and .., /folder/* or *",
@@ -315,7 +316,9 @@ class OpenRequest(Request):
     def must_be_named(self) -> tuple[str, str]:
         """An address that is special, or a port for mail."""
         if self.special:
-            return "special-address", f"{self.address} is {self.special}; a rule must name it"
+            port = f" and port {self.port}" if self.port in MAIL_PORTS else ""
+            why = f"{self.address} is {self.special}; a rule must name it{port}"
+            return "special-address", why
         if self.port in MAIL_PORTS:
             return "mail-port", f"port {self.port} is for sending mail; a rule must name that port"
         return "", ""

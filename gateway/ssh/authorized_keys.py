@@ -294,16 +294,12 @@ _HOST_AND_PORT: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:/]+)):(\*|[0-9]{1
 _BLANK_OR_CONTROL: Final = re.compile(r"[\x00-\x20\x7f]")
 
 
-def _parse_permit_open(value: str, option: str = "permitopen") -> tuple[str, str]:
+def _parse_permit_open(value: str) -> tuple[str, str]:
     """Return host and port of "host:port", "[IPv6]:port" or with "*" for either."""
-    found = _HOST_AND_PORT.fullmatch(value)
-    if found is None or _BLANK_OR_CONTROL.search(value):
-        raise ValueError(f'{option}="{printable(value, 64)}" is not host:port')
-    host = found[1] or found[2]
-    port = found[3]
-    if len(host) > MAXIMUM_HOST_LENGTH or (port != "*" and not 1 <= int(port) <= 65535):
-        raise ValueError(f'{option}="{printable(value, 64)}" is not host:port')
-    return host, port if port == "*" else str(int(port))
+    found = _host_and_port(value)
+    if found is None:
+        raise ValueError(f'permitopen="{printable(value, 64)}" is not host:port')
+    return found
 
 
 def _parse_permit_listen(value: str) -> tuple[str, str]:
@@ -311,10 +307,20 @@ def _parse_permit_listen(value: str) -> tuple[str, str]:
 
     sshd takes the host for a pattern; here only "*" is one, and no part of a host.
     """
-    host, port = _parse_permit_open(value if ":" in value else f"*:{value}", "permitlisten")
-    if host != "*" and ("*" in host or "?" in host):
-        raise ValueError(f'permitlisten="{printable(value, 64)}" has a pattern for a host')
-    return host, port
+    found = _host_and_port(value if ":" in value else f"*:{value}")
+    if found is None or (found[0] != "*" and re.search("[*?]", found[0])):
+        raise ValueError(f'permitlisten="{printable(value, 64)}" is not [host:]port')
+    return found
+
+
+def _host_and_port(text: str) -> tuple[str, str] | None:
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None or _BLANK_OR_CONTROL.search(text):
+        return None
+    host, port = found[1] or found[2], found[3]
+    if len(host) > MAXIMUM_HOST_LENGTH or (port != "*" and not 1 <= int(port) <= 65535):
+        return None
+    return host, port if port == "*" else str(int(port))
 
 
 def _parse_tunnel(value: str) -> int:
