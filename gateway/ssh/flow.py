@@ -36,7 +36,8 @@ that a round too late; so a sender stops and asks for a probe at every quarter o
 ``send_until`` is the offset where it stops next, for either reason.
 
 A peer that does not answer for ANSWER_DEADLINE_S is not measured: DEFAULT_WINDOW for each channel
-in, no limit out, until it answers.
+in, no limit out, until it answers. Nor is one with which keys are exchanged between any two probes;
+else an exchange only makes its answer worthless.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ PROBE_INTERVAL_S: Final = 0.010  # a round's least length: below, rates are sche
 PROBE_BYTES: Final = 16 * KIB  # less than this since the last probe is no load …
 IDLE_S: Final = 1.0  # … but after this time without a probe any byte asks for one
 ANSWER_DEADLINE_S: Final = 10.0
+DISTURBED_ANSWERS: Final = 3  # in a row; with RekeyLimit at a few packets there is no other
 MAXIMUM_PROBES: Final = 8  # on their way at once: two targets' worth
 SEND_STEPS: Final = 4  # probes for one target's worth of sent bytes
 # ---- the target ----------------------------------------------------------------------------------
@@ -148,7 +150,9 @@ class PathMeter:
         self.jitter_s = 0.0
         self._round_rtt_s = inf  # at the end of the last round
         self._change_s = 0.0  # … minus that of the round before
-        self.is_lost = False  # the peer does not answer
+        self.is_lost = False  # nothing can be measured: no answers, or keys exchanged all the time
+        self._disturbed_s = -inf  # when keys were exchanged last
+        self._disturbed = 0  # answers in a row that this delayed
         self.is_draining = False
         self._is_refilling = False  # this round began while draining
         self._in = _Rate(INITIAL_WINDOW)
@@ -197,15 +201,33 @@ class PathMeter:
             return False  # nobody asked
         probe = self._probes.popleft()
         self._delivered_out = probe.bytes_out
-        self._is_answered, self.is_lost = True, False
+        self._is_answered = True
+        if probe.sent_s <= self._disturbed_s:
+            return self._ignore(now_s, probe, bytes_in)
+        self._disturbed = 0
         self._see_rtt(now_s - probe.sent_s, now_s)
         is_end = (
             probe.sent_s >= self._round.sent_s and now_s - self._round.sent_s >= PROBE_INTERVAL_S
         )
         if is_end:
+            self.is_lost = False
             self._end_round(now_s, probe, bytes_in)
         self._limit()
         return is_end
+
+    def disturbed(self, now_s: float) -> None:
+        """Note a key exchange: no data flowed, and answers to earlier probes tell nothing."""
+        self._disturbed_s = now_s
+
+    def _ignore(self, now_s: float, probe: Probe, bytes_in: int) -> bool:
+        """Begin a new round after an answer that was delayed; give up if it is never otherwise."""
+        self._round, self._round_sent_s = Probe(now_s, bytes_in, probe.bytes_out), probe.sent_s
+        self._disturbed += 1
+        if self._disturbed >= DISTURBED_ANSWERS:
+            self.is_lost = True
+            self.is_draining = False
+        self._limit()
+        return self.is_lost
 
     def tick(self, now_s: float) -> bool:
         """Look for a missing answer, about every second; say whether shares are to be set now."""

@@ -168,8 +168,10 @@ class Protocol:
         match number:
             case Msg.KEXINIT:
                 transport.receive_kexinit(payload, now_s)
+                self.connection.meter.disturbed(now_s)
             case Msg.NEWKEYS:
                 transport.receive_newkeys(payload, now_s)
+                self.connection.meter.disturbed(now_s)
             case _ if number >= Msg.KEX_ECDH_INIT:
                 transport.receive_kex(payload)
             case _:

@@ -420,3 +420,28 @@ def test_channels_that_are_opened_at_once_share_before_they_are_used():
     for window in windows:
         shares.close(window)
     assert shares.open().granted == INITIAL_WINDOW
+
+
+def test_a_key_exchange_makes_an_answer_worthless_and_permanent_ones_end_the_measuring():
+    meter = PathMeter()
+    now_s, data = 0.0, 0
+
+    def answer(*, disturbed, rtt_s=0.02):
+        nonlocal now_s, data
+        meter.probe_sent(now_s, data, 0)
+        if disturbed:
+            meter.disturbed(now_s + rtt_s / 2)
+        now_s, data = now_s + rtt_s, data + 200_000
+        return meter.probe_answered(now_s, data)
+
+    answer(disturbed=False)
+    answer(disturbed=False)
+    target, rtt_s = meter.target_in, meter.min_rtt_s
+    assert not answer(disturbed=True, rtt_s=0.5)
+    assert (meter.target_in, meter.min_rtt_s, meter.rtt_s) == (target, rtt_s, rtt_s)
+    assert not answer(disturbed=True)
+    assert answer(disturbed=True), "three in a row: shares are to be set anew"
+    assert meter.is_lost
+    assert meter.send_until > 1 << 40, "no limit, as for a peer that does not answer"
+    assert answer(disturbed=False)
+    assert not meter.is_lost
