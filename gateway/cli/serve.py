@@ -20,7 +20,7 @@ from gateway.config.addresses import (
 )
 from gateway.config.identities import load_private_key_file
 from gateway.errors import ConfigError, printable
-from gateway.policy.permit import OpenRule
+from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Action, Rule, parse_target
 from gateway.server import Server, ServerOptions
 from gateway.ssh import algorithms
 from gateway.ssh.algorithms import Preferences
@@ -61,7 +61,7 @@ def _parser() -> Parser:
         help="who may log in: any user name is taken, the key decides")  # fmt: skip
     add("--permit-open", action="append", default=[], metavar="HOST:PORT",
         help="a target that may be opened (repeatable, * allowed); without any, everything "
-        "but the box itself and link-local addresses")  # fmt: skip
+        "but the box itself, link-local addresses and ports for mail")  # fmt: skip
     add("--host", action="append", default=[], metavar="NAME=ADDRESS",
         help="a name that only this server resolves (repeatable)")  # fmt: skip
     for what, (known, _) in _ALGORITHMS.items():
@@ -145,17 +145,23 @@ def _parse_host(text: str) -> tuple[str, str]:
     return check_real_host(name, where=where).rstrip("."), address
 
 
+def _permit_open(text: str) -> Rule:
+    target = str(HostPort.parse(text, where="--permit-open"))
+    to = (parse_target(target, where="--permit-open"),)
+    return Rule(f"--permit-open {target}", True, Action.OPEN, to)
+
+
 def _options(arguments: argparse.Namespace) -> ServerOptions:
     listen = [
         ListenAddress.parse(text, where="--listen", lowest_port=0)
         for text in arguments.listen or ["*:2222"]
     ]
-    rules = [HostPort.parse(text, where="--permit-open") for text in arguments.permit_open]
+    rules = tuple(map(_permit_open, arguments.permit_open)) or (EVERYTHING_BUT_THE_BOX,)
     return ServerOptions(
         tuple((address.host or ALL_INTERFACES, address.port) for address in listen),
         (_load_host_key(arguments.host_key),),
         _load_authorized_keys(arguments.authorized_keys),
-        tuple(OpenRule(rule.host, rule.port) for rule in rules),
+        rules,
         dict(map(_parse_host, arguments.host)),
         RekeyLimit(bytes=arguments.rekey_bytes),
         _preferences(arguments),

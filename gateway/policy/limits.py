@@ -12,7 +12,7 @@ from enum import Enum
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
-from gateway.policy.permit import unmapped
+from gateway.policy.addresses import unmapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable

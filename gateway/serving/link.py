@@ -22,7 +22,8 @@ from gateway.errors import RemoteProtocolError, printable
 from gateway.net import poller
 from gateway.net.link import Link
 from gateway.policy.limits import Offence
-from gateway.serving.authorize import Grant, Login, Subject
+from gateway.policy.rules import Subject
+from gateway.serving.authorize import Grant, Login
 from gateway.serving.channels import Channels, Refused
 from gateway.serving.listeners import TCPIP_FORWARD, Listeners
 from gateway.serving.opens import Opens

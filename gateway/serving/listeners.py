@@ -2,10 +2,10 @@
 
 THEORY OF OPERATION
 
-What may be listened on, the policy says, about the address as the client wrote it. Names are not
-looked up for that: "" is all addresses, "localhost" the loopback, and else it is an address, or one
-of the names of this box itself. A client that is accepted becomes a "forwarded-tcpip" channel
-towards the SSH client, and a relay as any other; the policy is asked again for each.
+What may be listened on, the policy says, about the address as the client wrote it: "" is all
+addresses, "localhost" the loopback; it allows no other name, so none is ever looked up. A client
+that is accepted becomes a "forwarded-tcpip" channel towards the SSH client, and a relay as any
+other; the policy is asked again for each.
 
 A port belongs to one link, and to no other until that one cancels or ends. Only when the user is
 the same, with the same key, and the older link does not answer a probe, is it dead without knowing
@@ -25,7 +25,8 @@ from gateway import events
 from gateway.errors import ConnectionLost, NetworkSetupError, printable
 from gateway.net import poller
 from gateway.net.listen import addresses_to_bind, describe, open_listeners, serve
-from gateway.serving.authorize import Action, authorize
+from gateway.policy.rules import Action
+from gateway.serving.authorize import authorize
 from gateway.serving.channels import Refused
 from gateway.ssh import wire
 from gateway.ssh.messages import ForwardedTcpip, TcpipForward
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.net.link import ChannelPort
+    from gateway.policy.rules import Verdict
     from gateway.serving.channels import Channels, Record
 
 log = logging.getLogger(__name__)
@@ -44,20 +46,25 @@ FORWARDED_TCPIP: Final = "forwarded-tcpip"
 
 PROBE_DEADLINE_S: Final = 3.0  # for an older link to show that it lives
 MAXIMUM_FORWARDS: Final = 64  # of one link
-MAXIMUM_ACCEPTED: Final = 512  # clients of one link at once
+MAXIMUM_ACCEPTED: Final = 512  # clients of one link that wait for the SSH client's answer
+PRIVILEGED_PORTS: Final = 1024  # those below: what clients of this machine trust
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0
 
 
 class Forward:
     """One port that listens for a link, on one or more addresses."""
 
-    def __init__(self, owner: Listeners, bind_host: str, port: int, asked_port: int) -> None:
+    def __init__(self, owner: Listeners, bind_host: str, port: int) -> None:
         self.owner = owner
         self.bind_host = bind_host
         self.port = port
-        self.asked_port = asked_port
         self.sockets: list[socket.socket] = []
         self.addresses: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        """Listen no more, from this moment on."""
+        for sock in self.sockets:
+            poller.close(sock)
 
 
 class Listeners:
@@ -110,26 +117,19 @@ class Listeners:
             raise Refused(
                 f"this connection listens on {MAXIMUM_FORWARDS} ports, which is the limit"
             )
-        verdict = authorize(self._shared.policy, self.channels.login, Action.LISTEN, host, port)
+        verdict = self._decide(host, port)
         if not verdict.allowed:
             raise Refused(verdict.reason)
+        if 0 < port < PRIVILEGED_PORTS and self._decide(host, 0) == verdict:
+            raise Refused(f"denied: port {port} is below 1024 and needs a rule of its own")
         if (host, port) in self._forwards:
             raise Refused(f"{_shown(host, port)} is listened on for this connection already")
         self.channels.decided(-1, "listen", _shown(host, port), verdict.reason, allowed=True)
-        return list(addresses_to_bind(self._bindable(host)))
+        return list(addresses_to_bind(host))
 
-    def _bindable(self, host: str) -> str:
-        """Return what a bind address of the client means: no name that would be looked up."""
-        if host in ("", "*", "localhost"):
-            return host
-        host = self._shared.options.hosts.get(host.lower().rstrip("."), host)
-        try:
-            return str(ip_address(host))
-        except ValueError:
-            raise Refused(
-                f"cannot listen on {printable(host, 80)}: names are not looked up for that, "
-                "use an address, or localhost"
-            ) from None
+    def _decide(self, host: str, port: int) -> Verdict:
+        """Ask the policy of the moment; port 0 is allowed by rules for all ports only."""
+        return authorize(self._shared.policy, self.channels.login, Action.LISTEN, host, port)
 
     def _refused(self, host: str, port: int, error: Refused) -> Refused:
         self.channels.decided(-1, "listen", _shown(host, port), str(error), allowed=False)
@@ -138,12 +138,15 @@ class Listeners:
     def _listen(self, host: str, asked_port: int, taken_from: int = 0) -> bytes:
         """Bind; return the reply. Raises `Refused`."""
         try:
-            sockets = open_listeners(self._bindable(host), asked_port)
+            sockets = open_listeners(host, asked_port)
         except NetworkSetupError as error:
             raise Refused(str(error)) from error
         port = asked_port or int(sockets[0].getsockname()[1])
-        forward = Forward(self, host, port, asked_port)
+        forward = Forward(self, host, port)
         forward.sockets = sockets
+        if problem := self._forbidden(forward):  # with port 0 a port was asked for, not this one
+            forward.close()
+            raise Refused(problem)
         forward.addresses = tuple(str(sock.getsockname()[0]) for sock in sockets)
         self._forwards[host, port] = forward
         self._shared.forwards.setdefault(port, []).append(forward)
@@ -250,8 +253,7 @@ class Listeners:
 
     def _forbidden(self, forward: Forward) -> str:
         """Ask the policy of the moment; return what forbids a listener, or nothing."""
-        host, port = forward.bind_host, forward.asked_port
-        verdict = authorize(self._shared.policy, self.channels.login, Action.LISTEN, host, port)
+        verdict = self._decide(forward.bind_host, forward.port)
         return "" if verdict.allowed else verdict.reason
 
     def recheck(self) -> None:
@@ -270,8 +272,7 @@ class Listeners:
         there.remove(forward)
         if not there:
             del self._shared.forwards[forward.port]
-        for sock in forward.sockets:
-            poller.close(sock)
+        forward.close()
         self._shared.report(
             events.ListenerRemoved(
                 self._link.link_id, self._user_name, forward.bind_host, forward.port, reason

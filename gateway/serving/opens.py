@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from gateway.errors import ConnectionLost, GatewayError, RemoteProtocolError, printable
 from gateway.net.dial import DialError, DialOptions, dial
 from gateway.net.listen import describe
-from gateway.serving.authorize import Action, Verdict, authorize
+from gateway.policy.rules import Action, Verdict
+from gateway.serving.authorize import authorize
 from gateway.serving.channels import Refused
 from gateway.ssh.messages import DirectStreamlocal, DirectTcpip
 from gateway.ssh.numbers import OpenFailure

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gateway.errors import printable
 
 if TYPE_CHECKING:
+    from gateway.policy.rules import Rule
     from gateway.serving.channels import Channels
 
 
@@ -24,11 +25,17 @@ def session_page(channels: Channels) -> str:
         ("from", subject.address),
     )
     lines += ["", "You may"]
-    lines += [f"  {printable(line)}" for line in shared.policy.describe(subject)]
+    applicable = [rule for rule in shared.policy.rules if rule.is_for(subject)]
+    lines += [f"  {printable(_shown(rule))}" for rule in applicable] or ["  open nothing"]
     lines += ["", "Open now"]
     lines += _table(("connections", str(links)), ("channels", str(open_channels)))
     lines += ["", "To keep a tunnel open, use ssh -N with -L, -R or -D; to pass through, -J or -W."]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _shown(rule: Rule) -> str:
+    targets = ", ".join(target.text for target in rule.to)
+    return f"{'' if rule.allow else 'not '}{rule.action.value} {targets} (rule {rule.rule_id})"
 
 
 def _table(*rows: tuple[str, str]) -> list[str]:

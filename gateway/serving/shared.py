@@ -13,8 +13,8 @@ import trio
 
 from gateway.net.listen import is_own_address
 from gateway.policy.limits import Drop, Limits, Penalties, Startups, UserCounters
-from gateway.policy.permit import OpenPolicy, OpenRule
-from gateway.serving.authorize import AnyName, Decides, People, PermitOpen
+from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Policy, Rule
+from gateway.serving.authorize import AnyName, Decides, People
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.transport import RekeyLimit
 from gateway.ssh.windows import Budget
@@ -41,7 +41,7 @@ class ServerOptions:
     listen: tuple[tuple[str | None, int], ...]
     host_keys: tuple[PrivateKey, ...]
     authorized_keys: AuthorizedKeys
-    permit_open: tuple[OpenRule, ...] = ()
+    permit_open: tuple[Rule, ...] = (EVERYTHING_BUT_THE_BOX,)
     hosts: dict[str, str] = field(default_factory=dict)
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
     preferences: Preferences = SERVER_PREFERENCES
@@ -72,9 +72,7 @@ class Shared:
         """Decide everything from now on by these options."""
         self.options = options
         self.limits = options.limits
-        self.policy: Decides = options.policy or PermitOpen(
-            OpenPolicy(options.permit_open, is_own_address)
-        )
+        self.policy: Decides = options.policy or Policy(options.permit_open, is_own_address)
         self.people: People = options.people or AnyName(options.authorized_keys)
         self.startups.limits = self.penalties.limits = self.users.limits = options.limits
 

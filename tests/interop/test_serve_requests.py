@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -90,6 +91,21 @@ def test_remote_forwarding_of_a_free_port(box: Endpoint, echo_port: int) -> None
         need("ssh"), "-N", "-R", f"0:127.0.0.1:{echo_port}", *client_options(box), "alice@127.0.0.1"
     ) as program:
         round_trip(int(program.wait_line(r"Allocated port (\d+) for remote forward")[1]))
+
+
+def test_the_ports_of_killed_clients_are_free_soon(box: Endpoint) -> None:
+    """T64."""
+    ports = [free_port() for _ in range(10)]
+    for port in ports:
+        with running(
+            need("ssh"), "-v", "-N", "-R", f"{port}:localhost:1", *client_options(box),
+            "alice@127.0.0.1",
+        ) as program:  # fmt: skip
+            program.wait_line("remote forward success")
+            assert listens(port)
+            program.signal(signal.SIGKILL)
+            program.wait()
+    eventually(lambda: not any(map(listens, ports)), "all are free", 2)
 
 
 def test_remote_forwarding_that_is_refused_says_why(tmp_path: Path) -> None:
@@ -203,7 +219,7 @@ def test_a_session_shows_who_you_are(box: Endpoint) -> None:
     assert re.search(r"(?m)^  user +alice$", page)
     assert re.search(rf"(?m)^  key +{re.escape(fingerprint)}$", page)
     assert re.search(r"(?m)^  groups +staff$", page)
-    assert "  open everything (rule r1)\n" in page
+    assert "  open *:* (rule r1)\n" in page
     assert "\r" not in page
     assert b"\r\n  user" in ssh(box, "-tt", "alice@127.0.0.1").stdout
 

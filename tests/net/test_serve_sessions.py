@@ -81,7 +81,7 @@ async def test_a_shell_is_a_page_and_an_end():
         assert ["groups", "staff"] in rows
         assert ["connections", "2"] in rows
         assert ["channels", "1"] in rows
-        assert "  open everything (rule r1)\n" in shell.output
+        assert "  open *:* (rule r1)\n" in shell.output
         assert "\r" not in shell.output
         await trio.testing.wait_all_tasks_blocked()
         assert box.server.shared.channels == 0

@@ -19,8 +19,9 @@ import trio.testing
 from gateway import events
 from gateway.net.login import ClientLink
 from gateway.policy.limits import Limits
+from gateway.policy.rules import Action, Rule, Subject, Verdict, parse_target
 from gateway.server import Server, ServerOptions
-from gateway.serving.authorize import AnyName, Grant, Subject, Verdict
+from gateway.serving.authorize import AnyName, Grant
 from gateway.ssh.authorized_keys import parse_authorized_keys
 from gateway.ssh.keyfiles import parse_private_key_file_untrusted
 from gateway.ssh.keys import PrivateKey, PublicKey
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from gateway.net.link import ChannelPort
-    from gateway.serving.authorize import Address
+    from gateway.policy.addresses import Address
     from gateway.ssh.agent import SessionBinding
 
 ALICE_KEY, BOB_KEY = USER_KEY, PrivateKey.generate(os.urandom)
@@ -45,9 +46,10 @@ EventT = TypeVar("EventT", bound=events.Event)
 
 @dataclass
 class TestRules:
-    """A policy that a test can change. ``listen`` has (host, port); port 0 is "any free one"."""
+    """A policy that a test can change. ``listen`` has (host, port); port 0 is any port."""
 
     __test__ = False
+    rules = (Rule("r1", True, Action.OPEN, (parse_target("*:*"),)),)
 
     opens: bool = True
     listen: set[tuple[str, int]] = field(default_factory=set)
@@ -68,16 +70,13 @@ class TestRules:
 
     def decide_listen(self, subject: Subject, bind_host: str, port: int) -> Verdict:
         """See `Decides`."""
-        allowed = self.listens_everywhere or (bind_host, port) in self.listen
+        named = not self.listen.isdisjoint({(bind_host, port), (bind_host, 0)})
+        allowed = self.listens_everywhere or named
         return self._verdict(allowed, subject.user_name, bind_host, port)
 
     def decide_unix(self, subject: Subject, path: str) -> Verdict:
         """See `Decides`."""
         return self._verdict(path in self.unix, subject.user_name, path)
-
-    def describe(self, _subject: Subject) -> list[str]:
-        """See `Decides`."""
-        return ["open everything (rule r1)"]
 
 
 @dataclass(frozen=True)
