@@ -100,10 +100,14 @@ class AnswersWanted(Event):
 
 @dataclass(frozen=True, slots=True)
 class PartiallyAuthenticated(Event):
-    """Client: this method was accepted and the server wants another one as well."""
+    """Client: this method was accepted and the server wants another one as well.
+
+    Server: this key has signed, and another one has to.
+    """
 
     method: str
     methods_that_can_continue: tuple[str, ...]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +119,15 @@ class BannerReceived(Event):
 
 @dataclass(frozen=True, slots=True)
 class Authenticated(Event):
-    """The login is done. ``fingerprint`` is that of the key that signed, empty for "none"."""
+    """The login is done. ``fingerprint`` is that of the key that signed, empty for "none".
+
+    Server: ``before`` are those of keys that had to sign too.
+    """
 
     user_name: str
     method: str
     fingerprint: str
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +135,14 @@ class AuthenticationRefused(Event):
     """Client: nothing is left to try. Server: one attempt failed.
 
     For a client, ``method`` is all that were tried and ``reason`` says how each one ended.
+    For a server, ``fingerprint`` is the key's, if there was one.
     """
 
     user_name: str
     method: str
     reason: str
     methods_that_can_continue: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,17 +255,22 @@ class LinkOpened(Event):
     peer: str
     user_name: str
     fingerprint: str
+    also: tuple[str, ...] = ()
+    """Fingerprints of the keys that signed before this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkClosed(Event):
-    """A link ended. Bytes are those of the carrier, both ways."""
+    """A link ended. Bytes are those of the carrier, both ways; times are seconds."""
 
     link_id: int
     peer: str
     reason: str
     bytes_in: int
     bytes_out: int
+    user_name: str = ""
+    duration_s: float = 0.0
+    key_exchanges: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +288,11 @@ class Decision(Event):
 
 @dataclass(frozen=True, slots=True)
 class ChannelEnded(Event):
-    """A carried connection is over. ``dialled`` is the address that was really connected."""
+    """A carried connection is over. ``dialled`` is the address that was really connected.
+
+    Bytes are the channel's data: ``bytes_in`` came from the SSH peer. Of each `ChannelStarted`
+    there is exactly one.
+    """
 
     link_id: int
     channel_id: int
@@ -282,6 +301,9 @@ class ChannelEnded(Event):
     bytes_in: int
     bytes_out: int
     reason: str
+    kind: str = ""
+    originator: str = ""
+    duration_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,3 +313,87 @@ class ListenerOpened(Event):
     purpose: str
     address: str
     port: int
+
+
+# ---- what only a server reports ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAccepted(Event):
+    """A client has connected; `LinkClosed` follows, whatever happens in between."""
+
+    link_id: int
+    peer: str
+    local: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkKeyed(Event):
+    """A key exchange of a link is complete; ``version`` is the client's identification string."""
+
+    link_id: int
+    version: str
+    keys: KeysExchanged
+
+
+@dataclass(frozen=True, slots=True)
+class LoginAttempted(Event):
+    """One attempt to log in. ``result`` is accepted, partial or refused; ``number`` counts from 1.
+
+    Queries whether a key would do are attempts only if they are refused.
+    """
+
+    link_id: int
+    user_name: str
+    method: str
+    fingerprint: str
+    result: str
+    reason: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStarted(Event):
+    """A channel carries data from now on. ``kind`` is its channel type (RFC 4254)."""
+
+    link_id: int
+    channel_id: int
+    user_name: str
+    kind: str
+    requested: str
+    dialled: str
+    originator: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerAdded(Event):
+    """A port accepts connections for a link (tcpip-forward).
+
+    ``bind_host`` is what the client asked for; ``taken_from`` the dead link that had it, or 0.
+    """
+
+    link_id: int
+    user_name: str
+    bind_host: str
+    port: int
+    addresses: tuple[str, ...]
+    taken_from: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerRemoved(Event):
+    """It is over with a listener of a link."""
+
+    link_id: int
+    user_name: str
+    bind_host: str
+    port: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionsDropped(Event):
+    """So many connections were closed at accept for this reason since the last such event."""
+
+    reason: str
+    count: int

@@ -40,6 +40,7 @@ from gateway.net import poller
 from gateway.net.turns import Turns
 from gateway.ssh.channel import SendState
 from gateway.ssh.connection import KEEPALIVE
+from gateway.ssh.numbers import Disconnect
 from gateway.ssh.transport import Phase
 
 if TYPE_CHECKING:
@@ -188,6 +189,10 @@ def _nothing() -> None:
     pass
 
 
+def _nothing_due(_now_s: float) -> None:
+    pass
+
+
 def _ignore_answer(_port: ChannelPort) -> None:
     pass
 
@@ -222,6 +227,8 @@ class Link:
         self.failure: GatewayError | None = None
         self.turns = Turns()
         self.ended = trio.Event()
+        self.on_tick: Callable[[float], object] = _nothing_due
+        """Called every WATCH_INTERVAL_S with the time, for who has to end a link in time."""
         self.at_batch_end: list[Callable[[], None]] = []  # who kept views into the receive buffer
         self._handler = handler
         self._alive_interval_s = alive_interval_s
@@ -346,6 +353,7 @@ class Link:
         while True:
             await trio.sleep(interval_s)
             now_s = trio.current_time()
+            self.on_tick(now_s)
             try:
                 self.protocol.tick(now_s)
             except RemoteProtocolError as error:
@@ -441,6 +449,12 @@ class Link:
         """End the link; ``run`` returns soon after."""
         self._fail(ConnectionLost(reason))
 
+    def disconnect(self, description: str, reason_code: int = Disconnect.BY_APPLICATION) -> None:
+        """End the link and tell the peer why; ``run`` returns soon after."""
+        if self.failure is None:
+            self.protocol.disconnect(description, reason_code)
+            self._fail(ConnectionLost(description))
+
     # -- events ------------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
@@ -497,6 +511,16 @@ class Link:
         if not replies:
             raise ConnectionLost(str(self.failure))
         return replies[0]
+
+    async def answers(self, deadline_s: float) -> bool:
+        """Ask the peer for a sign of life; say whether it came within ``deadline_s``."""
+        with trio.move_on_after(deadline_s):
+            try:
+                await self.global_request(KEEPALIVE, b"")
+            except ConnectionLost:
+                return False
+            return True
+        return False
 
     async def _set_at_end(self, event: trio.Event) -> None:
         await self.ended.wait()

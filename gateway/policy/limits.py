@@ -1,137 +1,248 @@
-"""What a key, or the certificate it came with, may not do although rules allow it to its user.
+"""How much one server, one source address and one user may have: numbers, and who counts them.
 
-An option of ``authorized_keys`` or of a certificate grants nothing: both, and the rules, have to
-allow a request (T68; OpenSSH's `restrict` and DisableForwarding each missed tun devices once).
+Pure: the caller brings the time (seconds on a clock that only goes forward) and the dice. Every
+table has a maximum, and who would exceed it pushes out the entry that is worth least.
 """
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from enum import Enum
+from ipaddress import IPv4Address, ip_address, ip_network
+from typing import TYPE_CHECKING, Final
 
-from gateway.policy.rules import Verdict
-from gateway.policy.targets import (
-    Finding,
-    HostPorts,
-    ListenRequest,
-    OpenRequest,
-    TunRequest,
-    UnixRequest,
-    host_ports,
-)
+from gateway.policy.addresses import unmapped
 
 if TYPE_CHECKING:
-    from gateway.policy.addresses import Address
-    from gateway.policy.targets import Request
+    from collections.abc import Callable
 
-KEY: Final = "authorized_keys"
-CERTIFICATE: Final = "certificate"
-_Pairs = tuple[tuple[str, str], ...]
+IPV6_SOURCE_BITS: Final = 64  # what one customer gets (RFC 6177); OpenSSH takes single addresses
 
+# ---- sshd_config(5), PerSourcePenalties of OpenSSH 9.8 -------------------------------------------
+PENALTY_MINIMUM_S: Final = 15.0  # less than this together is not enforced
+PENALTY_MAXIMUM_S: Final = 600.0
+MAXIMUM_SOURCES: Final = 65_536
 
-class KeyOptions(Protocol):
-    """What is asked of an `AuthorizedKey`. Hosts and ports may be "*"; None is no limit."""
-
-    @property
-    def port_forwarding(self) -> bool: ...  # noqa: D102 - see AuthorizedKey
-    @property
-    def permit_open(self) -> _Pairs | None: ...  # noqa: D102
-    @property
-    def permit_listen(self) -> _Pairs | None: ...  # noqa: D102
-    @property
-    def tunnel(self) -> int | None: ...  # noqa: D102
-
-
-class CertificateOptions(Protocol):
-    """What is asked of a certificate's `UserCertificateOptions`."""
-
-    @property
-    def port_forwarding(self) -> bool: ...  # noqa: D102
+MAXIMUM_IDLE_USERS: Final = 4096  # without a link, remembered for their bucket only: our choice
 
 
 @dataclass(frozen=True, slots=True)
-class KeyLimits:
-    """The limits of one key; with several keys in one login, ask each.
+class Limits:
+    """All limits of a server; a time of 0 is none.
 
-    ``forbidden`` is the rule id and the sentence that forbid all forwarding, or None.
-    ``tun_unit`` is the only device that may be used; None is no limit.
+    Startups are links that have not logged in yet. From ``startups_begin`` on, one in so many
+    per cent is refused, growing to all at ``startups_full`` (sshd_config(5), MaxStartups).
     """
 
-    forbidden: tuple[str, str] | None = None
-    permit_open: tuple[HostPorts, ...] | None = None
-    permit_listen: tuple[HostPorts, ...] | None = None
-    tun_unit: int | None = None
-
-    def decide_open(self, requested_host: str, port: int, address: Address) -> Verdict:
-        """Decide about a connection; a ``permitopen`` names the requested host or its address."""
-        request = OpenRequest.make(requested_host, port, address)
-        return self._decide(request, self.permit_open, "permitopen")
-
-    def decide_listen(self, bind_host: str, port: int) -> Verdict:
-        """Decide about a listener; port 0 needs a ``permitlisten`` for all ports.
-
-        One for 127.0.0.1 or ::1 is one for "localhost" too, which sshd compares as text.
-        """
-        return self._decide(ListenRequest.make(bind_host, port), self.permit_listen, "permitlisten")
-
-    def decide_tun(self, kind: str, unit: int | None = None) -> Verdict:
-        """Decide about a device. ``unit`` is its number; None is any, to be `tun_unit` then."""
-        if self.tun_unit is not None and unit not in (None, self.tun_unit):
-            return _denied(KEY, f"this key may use tun{self.tun_unit} only")
-        return self._decide_unlimited(TunRequest.make(kind))
-
-    def decide_unix(self, path: str) -> Verdict:
-        """Decide about a unix socket."""
-        return self._decide_unlimited(UnixRequest.make(path))
-
-    def _decide(
-        self, request: Request, permitted: tuple[HostPorts, ...] | None, option: str
-    ) -> Verdict:
-        if request.problem:
-            return _denied(KEY, request.problem)
-        if self.forbidden is not None:
-            return _denied(*self.forbidden)
-        if permitted is None:
-            return _ALLOWED
-        for target in permitted:
-            # That a special address is covered is enough: naming it is the business of rules.
-            if request.look_at(target, allow=True) is not Finding.OTHER_TARGETS:
-                return Verdict(allowed=True, rule_id=KEY, reason=f"{option}={target.text}")
-        return _denied(KEY, f"no {option} of this key's line names it, to {request.shown}")
-
-    def _decide_unlimited(self, request: Request) -> Verdict:
-        """What reaches everything, or around the limits, needs a key that has none."""
-        for permitted, option in (
-            (self.permit_open, "permitopen"),
-            (self.permit_listen, "permitlisten"),
-        ):
-            if permitted is not None and self.forbidden is None and not request.problem:
-                return _denied(KEY, f"a key with {option} may not {request.shown}")
-        return self._decide(request, None, "")
+    login_grace_s: float = 60
+    startups_begin: int = 10
+    startups_rate_percent: int = 30
+    startups_full: int = 100
+    per_source_startups: int = 10
+    max_auth_tries: int = 6
+    penalties: bool = True
+    links_per_user: int = 100
+    channels_per_user: int = 1000
+    opens_per_second_per_user: int = 200
+    idle_timeout_s: float = 0
+    maximum_lifetime_s: float = 0
+    drain_s: float = 30
 
 
-def limits_of(
-    key: KeyOptions | None, certificate_options: CertificateOptions | None = None
-) -> KeyLimits:
-    """Return the limits of a line of authorized_keys and of a certificate; None is no limit."""
-    forbidden = None
-    if key is not None and not key.port_forwarding:
-        forbidden = KEY, "the options of this key in authorized_keys forbid forwarding"
-    elif certificate_options is not None and not certificate_options.port_forwarding:
-        forbidden = CERTIFICATE, "this certificate has no permit-port-forwarding"
-    if key is None:
-        return KeyLimits(forbidden)
-    return KeyLimits(forbidden, _parsed(key.permit_open), _parsed(key.permit_listen), key.tunnel)
+class Drop(Enum):
+    """Why a connection is closed at accept."""
+
+    STARTUPS = "too many connections that have not logged in"
+    SOURCE = "too many connections from one address that have not logged in"
+    PENALTY = "the address has a penalty for failed logins"
+    DRAINING = "the server is about to stop"
 
 
-def _parsed(pairs: _Pairs | None) -> tuple[HostPorts, ...] | None:
-    if pairs is None:
+class Offence(Enum):
+    """What earns a source a penalty: its seconds, as in sshd_config(5)."""
+
+    CRASH = 90.0
+    AUTHFAIL = 5.0
+    NOAUTH = 1.0
+    GRACE_EXCEEDED = 10.0
+
+
+def source_of(address: str) -> str | None:
+    """Return what counts as one source: an IPv4 address, an IPv6 /64.
+
+    None for what is not to be told apart by address: the loopback, where whole networks may arrive
+    through a local proxy, and what is no IP address.
+    """
+    try:
+        plain = unmapped(ip_address(address.partition("%")[0]))
+    except ValueError:
         return None
-    return tuple(host_ports(host, None if port == "*" else int(port)) for host, port in pairs)
+    if plain.is_loopback:
+        return None
+    if isinstance(plain, IPv4Address):
+        return str(plain)
+    return str(ip_network((plain, IPV6_SOURCE_BITS), strict=False))
 
 
-_ALLOWED: Final = Verdict(allowed=True, rule_id=KEY, reason="the key's line sets no limit")
+class Startups:
+    """Who may begin a link; ``below(n)`` returns a random number from 0 to n - 1.
+
+    The table has no more entries than there are startups.
+    """
+
+    def __init__(self, limits: Limits, below: Callable[[int], int]) -> None:
+        self.limits = limits
+        self.count = 0
+        self._below = below
+        self._by_source: dict[str, int] = {}
+
+    def begin(self, source: str | None) -> Drop | None:
+        """Count a new connection, or say why it is to be dropped."""
+        if self._drops():
+            return Drop.STARTUPS
+        if source is not None:
+            there = self._by_source.get(source, 0)
+            if there >= self.limits.per_source_startups:
+                return Drop.SOURCE
+            self._by_source[source] = there + 1
+        self.count += 1
+        return None
+
+    def end(self, source: str | None) -> None:
+        """One has logged in, or is gone."""
+        self.count -= 1
+        if source is not None:
+            self._by_source[source] -= 1
+            if not self._by_source[source]:
+                del self._by_source[source]
+
+    def _drops(self) -> bool:
+        """Random early drop: should_drop_connection in OpenSSH's sshd.c."""
+        limits, count = self.limits, self.count
+        if count < limits.startups_begin:
+            return False
+        if count >= limits.startups_full or limits.startups_rate_percent >= 100:
+            return True
+        span = limits.startups_full - limits.startups_begin
+        percent = (100 - limits.startups_rate_percent) * (count - limits.startups_begin) // span
+        return self._below(100) < percent + limits.startups_rate_percent
 
 
-def _denied(rule_id: str, reason: str) -> Verdict:
-    return Verdict(allowed=False, rule_id=rule_id, reason=f"denied: {reason}")
+class Penalties:
+    """Sources that misbehave: srclimit.c of OpenSSH. Penalties add up; small sums are forgiven."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._until_s: dict[str, float] = {}
+        self._active: set[str] = set()
+        self._queue: list[tuple[float, str]] = []  # a heap; entries that are outdated are skipped
+
+    def __len__(self) -> int:
+        return len(self._until_s)
+
+    def penalise(self, source: str | None, offence: Offence, now_s: float) -> None:
+        """Add to what a source has; the one that would be free first makes room for a new one."""
+        if source is None or not self.limits.penalties:
+            return
+        self._expire(now_s)
+        if source not in self._until_s and len(self._until_s) >= MAXIMUM_SOURCES:
+            self._forget_first()
+        until_s = self._until_s.get(source, now_s) + offence.value
+        until_s = self._until_s[source] = min(until_s, now_s + PENALTY_MAXIMUM_S)
+        if until_s - now_s >= PENALTY_MINIMUM_S:
+            self._active.add(source)
+        heapq.heappush(self._queue, (until_s, source))
+        if len(self._queue) > 2 * MAXIMUM_SOURCES:
+            self._queue = [(end_s, name) for name, end_s in self._until_s.items()]
+            heapq.heapify(self._queue)
+
+    def refuses(self, source: str | None, now_s: float) -> bool:
+        """Say whether a source is to wait."""
+        self._expire(now_s)
+        return source in self._active and self.limits.penalties
+
+    def _expire(self, now_s: float) -> None:
+        while self._queue and (
+            self._queue[0][0] <= now_s or self._until_s.get(self._queue[0][1]) != self._queue[0][0]
+        ):
+            self._pop()
+
+    def _forget_first(self) -> None:
+        count = len(self._until_s)
+        while len(self._until_s) == count:
+            self._pop()
+
+    def _pop(self) -> None:
+        until_s, source = heapq.heappop(self._queue)
+        if self._until_s.get(source) == until_s:
+            del self._until_s[source]
+            self._active.discard(source)
+
+
+class _User:
+    """What one user has; ``tokens`` are the channels that may be opened at once."""
+
+    __slots__ = ("channels", "links", "seen_s", "tokens")
+
+    def __init__(self, tokens: float, now_s: float) -> None:
+        self.links = 0
+        self.channels = 0
+        self.tokens = tokens
+        self.seen_s = now_s
+
+
+class UserCounters:
+    """Links, channels and the rate of opens of each user who is logged in."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._users: dict[str, _User] = {}  # who left last stands last
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def open_link(self, user_name: str, now_s: float) -> str:
+        """Count a link; or return a sentence that says why there may be no more."""
+        user = self._users.get(user_name)
+        if user is None:
+            user = self._users[user_name] = _User(self._burst(), now_s)
+        if user.links >= self.limits.links_per_user:
+            return f"this user has {user.links} connections, which is the limit links_per_user"
+        user.links += 1
+        return ""
+
+    def close_link(self, user_name: str) -> None:
+        """A link that was counted is gone."""
+        user = self._users.pop(user_name)
+        user.links -= 1
+        self._users[user_name] = user
+        if not user.links and len(self._users) > MAXIMUM_IDLE_USERS:
+            idle = next(name for name, found in self._users.items() if not found.links)
+            del self._users[idle]
+
+    def open_channel(self, user_name: str, now_s: float) -> str:
+        """Count a channel of a user with a link; or return a sentence that says why not."""
+        user, limits = self._users[user_name], self.limits
+        rate = limits.opens_per_second_per_user
+        user.tokens = min(self._burst(), user.tokens + (now_s - user.seen_s) * rate)
+        user.seen_s = now_s
+        if user.channels >= limits.channels_per_user:
+            return f"this user has {user.channels} channels, which is the limit channels_per_user"
+        if user.tokens < 1:
+            return f"more than {rate} channels in a second: the limit opens_per_second_per_user"
+        user.tokens -= 1
+        user.channels += 1
+        return ""
+
+    def close_channel(self, user_name: str) -> None:
+        """A channel that was counted is over."""
+        self._users[user_name].channels -= 1
+
+    def counts(self, user_name: str) -> tuple[int, int]:
+        """Return how many links and channels a user has now."""
+        user = self._users.get(user_name)
+        return (user.links, user.channels) if user else (0, 0)
+
+    def _burst(self) -> float:
+        return 2.0 * self.limits.opens_per_second_per_user

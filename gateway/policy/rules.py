@@ -6,7 +6,7 @@ rule allows is denied; addresses of the box itself, other special ones and ports
 rule that names them (T55, T67). A refusal names the rule.
 
 The words of a rule are in `gateway.policy.targets`, what a key may not do in
-`gateway.policy.limits`.
+`gateway.policy.key_limits`.
 """
 
 from __future__ import annotations

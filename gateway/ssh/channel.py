@@ -265,6 +265,23 @@ class Channel:
         )
         self._outbound.append(request.encode())
 
+    def send_notice(self, request_type: str, type_specific: bytes = b"") -> None:
+        """Send a request that wants no reply, such as exit-status (RFC 4254 §6.10)."""
+        request = messages.ChannelRequest(self.remote_channel, request_type, False, type_specific)
+        self._outbound.append(request.encode())
+
+    def send_extended(self, data_type_code: int, data: bytes) -> int:
+        """Send what the window takes of ``data`` beside the data; return how much that was."""
+        if self.send_state is not SendState.OPEN:
+            raise LocalProtocolError(f"cannot send data: {self!r}")
+        part = data[: min(self.remote_window, self.remote_maximum_packet_size)]
+        if part:
+            message = messages.ChannelExtendedData(self.remote_channel, data_type_code, part)
+            self._outbound.append(message.encode())
+            self.remote_window -= len(part)
+            self.bytes_out += len(part)
+        return len(part)
+
     def take_reply(self) -> bool:
         """Note a reply to a request; say whether one was awaited."""
         if not self._pending_requests:

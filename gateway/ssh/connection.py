@@ -149,6 +149,16 @@ class Connection:
         request = messages.GlobalRequest(request_name, True, request_specific)
         self._outbound.append(request.encode())
 
+    def notify_global(self, request_name: str, request_specific: bytes = b"") -> None:
+        """Send a global request that wants no reply."""
+        request = messages.GlobalRequest(request_name, False, request_specific)
+        self._outbound.append(request.encode())
+
+    def explain(self, text: str) -> None:
+        """Say why a refusal follows, which itself has no room for it; ssh -v shows it."""
+        message = messages.Debug(True, text[:MAXIMUM_TEXT])
+        self._outbound.append(message.encode())
+
     def reply_global(self, *, success: bool, response_specific: bytes = b"") -> None:
         """Answer the oldest `GlobalRequested` that wanted a reply."""
         reply: messages.Message = (

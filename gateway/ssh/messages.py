@@ -378,6 +378,36 @@ class DirectTcpip(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class ForwardedTcpip(Record):
+    """The type-specific fields of "forwarded-tcpip" (RFC 4254 §7.2)."""
+
+    connected_address: Text
+    connected_port: UInt32
+    originator_address: Text
+    originator_port: UInt32
+
+
+@dataclass(frozen=True, slots=True)
+class TcpipForward(Record):
+    """The request-specific fields of "tcpip-forward" and its cancel (RFC 4254 §7.1)."""
+
+    address_to_bind: Text
+    port_to_bind: UInt32
+
+
+@dataclass(frozen=True, slots=True)
+class DirectStreamlocal(Record):
+    """The type-specific fields of "direct-streamlocal@openssh.com" (OpenSSH PROTOCOL §2.4).
+
+    What is reserved is not empty: OpenSSH's client puts the originator there.
+    """
+
+    socket_path: Text
+    reserved_text: LooseText
+    reserved_number: UInt32
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelOpenConfirmation(Message):  # noqa: D101 - RFC 4254 §5.1
     number = Msg.CHANNEL_OPEN_CONFIRMATION
     recipient_channel: UInt32

@@ -30,8 +30,9 @@ from gateway.errors import ConnectionLost, LocalProtocolError, RemoteProtocolErr
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.connection import Connection
 from gateway.ssh.numbers import Disconnect, Msg
+from gateway.ssh.serverauth import ServerAuth
 from gateway.ssh.transport import ALLOWED, Phase, RekeyLimit, Role, Transport
-from gateway.ssh.userauth import ClientAuth, LoginPreferences, ServerAuth
+from gateway.ssh.userauth import MAXIMUM_FAILURES, ClientAuth, LoginPreferences
 from gateway.ssh.windows import Budget
 
 if TYPE_CHECKING:
@@ -57,13 +58,18 @@ class ClientSetup:
 
 @dataclass(frozen=True, slots=True)
 class ServerSetup:
-    """What a server brings to a link. ``authorize``: may this key log this user in?"""
+    """What a server brings to a link.
+
+    ``authorize``: may this key log this user in? 0 is no, else how many different keys must sign.
+    ``maximum_failures`` end the login.
+    """
 
     host_keys: tuple[PrivateKey, ...]
-    authorize: Callable[[str, PublicKey], bool]
+    authorize: Callable[[str, PublicKey], int]
     preferences: Preferences = SERVER_PREFERENCES
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
     budget: Budget = field(default_factory=Budget)
+    maximum_failures: int = MAXIMUM_FAILURES
 
 
 class Protocol:
@@ -100,7 +106,12 @@ class Protocol:
                 emit=emit,
             )
         else:
-            self.auth = ServerAuth(setup.authorize, send=self.outbound.append, emit=emit)
+            self.auth = ServerAuth(
+                setup.authorize,
+                maximum_failures=setup.maximum_failures,
+                send=self.outbound.append,
+                emit=emit,
+            )
         self.connection = Connection(
             self.outbound,
             emit,

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from gateway.policy.limits import limits_of
+from gateway.policy.key_limits import limits_of
 from gateway.ssh.authorized_keys import parse_authorized_keys
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from gateway.policy.limits import limits_of
+from gateway.policy.key_limits import limits_of
 from gateway.policy.rules import (
     CHANNEL_ACTIONS,
     REQUEST_ACTIONS,

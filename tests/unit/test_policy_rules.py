@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import ConfigError
-from gateway.policy.limits import KeyLimits, limits_of
+from gateway.policy.key_limits import KeyLimits, limits_of
 from gateway.policy.rules import Action, Policy, Rule, Subject, deny_wins, parse_target
 from gateway.ssh.authorized_keys import parse_authorized_keys
 from gateway.ssh.keys import PrivateKey

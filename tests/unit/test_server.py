@@ -8,7 +8,7 @@ from gateway.ssh.windows import Budget, Shares
 
 
 def test_the_links_of_a_user_share_a_part_of_the_servers_memory():
-    server = Server(ServerOptions((), (), None), report=print)  # type: ignore[arg-type]
+    server = Server(ServerOptions((), (), None), report=print).shared  # type: ignore[arg-type]
     links = [Shares(PathMeter(), Budget()) for _ in range(3)]
     for link, user_name in zip(links, ("alice", "alice", "bob"), strict=True):
         link.join(server.budget_of(user_name))

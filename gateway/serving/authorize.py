@@ -1,0 +1,139 @@
+"""Who is logged in, and the one place where anything is asked of the policy.
+
+An answer is never kept: `authorize` is called for every channel and every listener, so what a new
+configuration forbids is forbidden at once. The lines of authorized_keys that let a user in forbid
+on their own, each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.policy.key_limits import KeyLimits, limits_of
+from gateway.policy.rules import Action, Policy, Subject, Verdict, deny_wins
+from gateway.ssh.certificates import Certificate, CertificateError
+
+if TYPE_CHECKING:
+    from gateway.policy.addresses import Address
+    from gateway.policy.rules import Rule
+    from gateway.ssh.authorized_keys import AuthorizedKey, AuthorizedKeys
+    from gateway.ssh.keys import PublicKey
+
+
+class Decides(Protocol):
+    """What is asked of a `Policy`."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules, to be shown."""
+
+    def decide_open(
+        self, subject: Subject, requested_host: str, port: int, address: Address
+    ) -> Verdict:
+        """May this address be connected to, which this host was resolved to?"""
+
+    def decide_listen(self, subject: Subject, bind_host: str, port: int) -> Verdict:
+        """May a port be listened on? ``bind_host`` and ``port`` (0: any) are what was asked for."""
+
+    def decide_unix(self, subject: Subject, path: str) -> Verdict:
+        """May this socket be connected to?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A key that may log a user in: how far, and until when (seconds since 1970).
+
+    ``required_keys``: so many different keys of the user must sign.
+    """
+
+    limits: KeyLimits
+    groups: frozenset[str] = frozenset()
+    principals: frozenset[str] = frozenset()
+    required_keys: int = 1
+    expires_s: float = inf
+
+
+class People(Protocol):
+    """Who may log in. Asked for every offer of a key, and again after each reload."""
+
+    def admit(self, user_name: str, key: PublicKey, address: str, now_s: float) -> Grant | None:
+        """Return what a key is good for; None if it is nobody's. Changes nothing.
+
+        ``now_s`` is seconds since 1970. `CertificateError` says why a certificate is not good.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class AnyName:
+    """The people of ``--authorized-keys``: any user name is taken, the key decides."""
+
+    keys: AuthorizedKeys
+
+    def admit(self, user_name: str, key: PublicKey, address: str, now_s: float) -> Grant | None:
+        """See `People`. What line and certificate forbid is forbidden, each by itself."""
+        if not isinstance(key, Certificate):
+            line = self.keys.find(key, address, now_s)
+            return None if line is None else Grant(limits_of(line), expires_s=_end(line))
+        line, options = self.keys.find_authority(key, user_name, address, now_s)
+        if not options.allows_address(address):
+            raise CertificateError("it may not be used from this address")
+        if options.force_command is not None or options.verification_required:
+            raise CertificateError("it demands what this server cannot do")
+        return Grant(
+            limits_of(line, options),
+            principals=frozenset(key.principals),
+            expires_s=min(key.valid_before, _end(line)),
+        )
+
+
+def _end(line: AuthorizedKey) -> float:
+    return inf if line.expires_s is None else line.expires_s
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who is logged in on a link, with which keys and certificates, and what those are good for."""
+
+    subject: Subject
+    keys: tuple[PublicKey, ...]
+    grants: tuple[Grant, ...]
+
+    @property
+    def expires_s(self) -> float:
+        """When the first certificate expires: seconds since 1970."""
+        return min(grant.expires_s for grant in self.grants)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What makes two links those of the same user with the same key."""
+        return self.subject.user_name, self.subject.fingerprint
+
+
+def authorize(
+    policy: Decides,
+    login: Login,
+    action: Action,
+    host: str,
+    port: int = 0,
+    address: Address | None = None,
+) -> Verdict:
+    """Decide about one request; for a socket, ``host`` is its path."""
+    limits = [grant.limits for grant in login.grants]
+    subject = login.subject
+    if action is Action.OPEN and address is not None:
+        return deny_wins(
+            policy.decide_open(subject, host, port, address),
+            *(key.decide_open(host, port, address) for key in limits),
+        )
+    if action is Action.LISTEN:
+        return deny_wins(
+            policy.decide_listen(subject, host, port),
+            *(key.decide_listen(host, port) for key in limits),
+        )
+    if action is Action.UNIX:
+        return deny_wins(
+            policy.decide_unix(subject, host), *(key.decide_unix(host) for key in limits)
+        )
+    return Policy.decide_other(action.value)

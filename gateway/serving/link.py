@@ -1,0 +1,397 @@
+"""One link of `gateway serve`: its login, then what its client asks for, until it ends.
+
+A link ends for one of these reasons, and the client is told: no login in time, too many links of
+its user, its certificate has expired, the idle timeout, the maximum lifetime, its user is gone
+after a reload, the server stops. All that depend on the clock are looked at in ``_tick``.
+
+Global requests are answered in their order (RFC 4254 §4), and one may have to wait for an older
+link to be probed; so they are taken one after the other from a queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway import events
+from gateway.errors import RemoteProtocolError, printable
+from gateway.net import poller
+from gateway.net.link import Link
+from gateway.policy.limits import Offence
+from gateway.policy.rules import Subject
+from gateway.serving.authorize import Grant, Login
+from gateway.serving.channels import Channels, Refused
+from gateway.serving.listeners import TCPIP_FORWARD, Listeners
+from gateway.serving.opens import Opens
+from gateway.serving.page import session_page
+from gateway.serving.sessions import Sessions
+from gateway.ssh import hostkeys
+from gateway.ssh.certificates import CertificateError
+from gateway.ssh.messages import TcpipForward
+from gateway.ssh.numbers import Disconnect, OpenFailure
+from gateway.ssh.protocol import Protocol, ServerSetup
+
+if TYPE_CHECKING:
+    from gateway.net.carrier import Carrier
+    from gateway.serving.shared import Shared
+    from gateway.ssh.keys import PublicKey
+
+log = logging.getLogger(__name__)
+
+ALIVE_INTERVAL_S: Final = 15.0
+ALIVE_COUNT_MAX: Final = 3
+MAXIMUM_WAITING_REQUESTS: Final = 256  # global requests that wait for their answer
+MAXIMUM_PROOFS: Final = 8  # times that one link may have signatures by all host keys
+
+
+class ServerLink:
+    """One link. ``source`` is what counts as where it comes from; see `gateway.policy.limits`."""
+
+    def __init__(
+        self, shared: Shared, carrier: Carrier, address: str, source: str | None, local: str = ""
+    ) -> None:
+        self._shared = shared
+        self._address = address
+        self._source = source
+        options = shared.options
+        setup = ServerSetup(
+            options.host_keys,
+            self._admit,
+            options.preferences,
+            options.rekey_limit,
+            maximum_failures=shared.limits.max_auth_tries,
+        )
+        self._began_s = trio.current_time()
+        self.link = Link(
+            Protocol(setup, self._began_s),
+            carrier,
+            handler=self._handle,
+            alive_interval_s=ALIVE_INTERVAL_S,
+            alive_count_max=ALIVE_COUNT_MAX,
+        )
+        self.link.on_tick = self._tick
+        self._local = local
+        self._nursery: trio.Nursery | None = None
+        self._served: _Served | None = None
+        self._candidates: dict[str, tuple[PublicKey, Grant]] = {}  # by fingerprint
+        self._attempts = 0
+        self._key_exchanges = 0
+        self._offence: Offence | None = Offence.NOAUTH
+        self._counts_as_startup = True
+
+    @property
+    def login(self) -> Login | None:
+        """Who is logged in."""
+        return self._served.channels.login if self._served else None
+
+    async def run(self) -> None:
+        """Serve the link to its end."""
+        link, shared = self.link, self._shared
+        shared.links[link.link_id] = self
+        shared.report(events.LinkAccepted(link.link_id, link.carrier.name, self._local))
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await link.run()
+                nursery.cancel_scope.cancel()
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._offence = Offence.CRASH
+            raise
+        finally:
+            self._ended()
+
+    def _ended(self) -> None:
+        link, shared = self.link, self._shared
+        user_name = ""
+        if self._served is not None:
+            user_name = self._served.channels.login.subject.user_name
+            self._served.close()
+            shared.users.close_link(user_name)
+        self._end_startup()
+        if self._offence is not None:
+            shared.penalties.penalise(self._source, self._offence, trio.current_time())
+        del shared.links[link.link_id]
+        shared.report(
+            events.LinkClosed(
+                link.link_id,
+                link.carrier.name,
+                printable(str(link.failure)),
+                link.protocol.inbound.bytes_total,
+                link.protocol.outbound.bytes_total,
+                user_name,
+                trio.current_time() - self._began_s,
+                self._key_exchanges,
+            )
+        )
+
+    def _end_startup(self) -> None:
+        if self._counts_as_startup:
+            self._counts_as_startup = False
+            self._shared.startups.end(self._source)
+
+    # -- the login ---------------------------------------------------------------------------------
+
+    def _admit(self, user_name: str, key: PublicKey) -> int:
+        """Asked for every offer, and again for the one whose signature is then verified."""
+        try:
+            grant = self._shared.people.admit(user_name, key, self._address, time.time())
+        except CertificateError as error:
+            log.info("%s: certificate refused: %s", self.link.carrier.name, printable(str(error)))
+            return 0
+        if grant is None:
+            return 0
+        self._candidates[key.fingerprint] = key, grant
+        return grant.required_keys
+
+    def _attempted(
+        self, user_name: str, method: str, fingerprint: str, result: str, reason: str = ""
+    ) -> None:
+        self._attempts += 1
+        self._shared.report(
+            events.LoginAttempted(
+                self.link.link_id, user_name, method, fingerprint, result, reason, self._attempts
+            )
+        )
+
+    def _login_refused(self, event: events.AuthenticationRefused) -> None:
+        user_name = printable(event.user_name, 64)
+        self._offence = Offence.AUTHFAIL
+        self._attempted(user_name, event.method, event.fingerprint, "refused", event.reason)
+        log.info(
+            "%s: login as %s refused: %s",
+            self.link.carrier.name,
+            user_name,
+            printable(event.reason),
+        )
+
+    def _logged_in(self, event: events.Authenticated) -> None:
+        shared, link, user_name = self._shared, self.link, event.user_name
+        self._end_startup()
+        self._offence = None
+        self._attempted(printable(user_name, 64), event.method, event.fingerprint, "accepted")
+        problem = shared.users.open_link(user_name, trio.current_time())
+        if problem or self._nursery is None:
+            link.disconnect(f"denied: {problem}", Disconnect.TOO_MANY_CONNECTIONS)
+            return
+        used = [self._candidates[name] for name in (*event.before, event.fingerprint)]
+        self._candidates.clear()
+        grants = tuple(grant for _, grant in used)
+        subject = Subject(
+            user_name,
+            frozenset().union(*(grant.groups for grant in grants)),
+            event.fingerprint,
+            frozenset().union(*(grant.principals for grant in grants)),
+            self._address,
+        )
+        login = Login(subject, tuple(key for key, _ in used), grants)
+        self._served = _Served(Channels(shared, link, login, self._nursery))
+        link.protocol.connection.shares.join(shared.budget_of(user_name))
+        link.start_keepalive()
+        link.protocol.connection.notify_global(
+            hostkeys.OFFER, hostkeys.offer(shared.options.host_keys)
+        )
+        shared.report(
+            events.LinkOpened(
+                link.link_id, link.carrier.name, user_name, event.fingerprint, event.before
+            )
+        )
+
+    # -- events of the link, none of which may wait ------------------------------------------------
+
+    def _handle(self, event: events.Event) -> None:
+        match event:
+            case events.KeysExchanged(count):
+                self._keyed(event, count)
+            case events.Authenticated():
+                self._logged_in(event)
+            case events.PartiallyAuthenticated(method, _, fingerprint):
+                user_name = self.link.protocol.auth.user_name or ""
+                self._attempted(printable(user_name, 64), method, fingerprint, "partial")
+            case events.AuthenticationRefused(_, method) if method != "none":
+                self._login_refused(event)
+            case events.ChannelOpenRequested() if self._served is not None:
+                self._served.open_requested(event)
+            case events.GlobalRequested() if self._served is not None:
+                self._served.global_requested(event)
+
+    def _keyed(self, event: events.KeysExchanged, count: int) -> None:
+        link = self.link
+        self._key_exchanges = count
+        level = logging.INFO if count == 1 else logging.DEBUG
+        log.log(level, "link %d: keys %d: %s", link.link_id, count, event.algorithms)
+        version = printable(link.protocol.transport.peer_version)
+        self._shared.report(events.LinkKeyed(link.link_id, version, event))
+
+    # -- the clock, and what a reload takes away ---------------------------------------------------
+
+    def _tick(self, now_s: float) -> None:
+        limits, login = self._shared.limits, self.login
+        age_s = now_s - self._began_s
+        if login is None or self._served is None:
+            if limits.login_grace_s and age_s >= limits.login_grace_s:
+                self._offence = Offence.GRACE_EXCEEDED
+                self.link.disconnect(f"no login within {limits.login_grace_s:.0f} s")
+        elif time.time() >= login.expires_s:
+            self.link.disconnect("the certificate of this login has expired")
+        elif limits.maximum_lifetime_s and age_s >= limits.maximum_lifetime_s:
+            lifetime_s = limits.maximum_lifetime_s
+            self.link.disconnect(f"the maximum lifetime of a link is over: {lifetime_s:.0f} s")
+        elif limits.idle_timeout_s and self._served.channels.idle_s(now_s) >= limits.idle_timeout_s:
+            self.link.disconnect(f"idle timeout: no channel for {limits.idle_timeout_s:.0f} s")
+
+    def stop_listening(self, reason: str) -> None:
+        """Close all listeners that the client has asked for."""
+        if self._served is not None:
+            self._served.listeners.close(reason)
+
+    def recheck(self) -> None:
+        """The configuration has changed: end what it does not let in or listen any more."""
+        login, served = self.login, self._served
+        if login is None or served is None:
+            return
+        if all(self._is_still_admitted(login, key) for key in login.keys):
+            served.listeners.recheck()
+        else:
+            self.link.disconnect(
+                "the configuration has changed: this user or key may not log in any more"
+            )
+
+    def _is_still_admitted(self, login: Login, key: PublicKey) -> bool:
+        people, subject = self._shared.people, login.subject
+        try:
+            grant = people.admit(subject.user_name, key, subject.address, time.time())
+        except CertificateError:
+            return False
+        return grant is not None and grant.required_keys <= len(login.keys)
+
+
+class _Served:
+    """What a client that is logged in asks for."""
+
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self.listeners = Listeners(channels)
+        self._link = channels.link
+        self._opens = Opens(channels)
+        self._sessions = Sessions(channels, lambda: session_page(channels))
+        self._takes_sessions = True
+        self._requests: deque[events.GlobalRequested] = deque()
+        self._is_answering = False
+        self._proofs = 0
+
+    def close(self) -> None:
+        """The link is gone."""
+        self.listeners.close("the connection ended")
+        self.channels.close()
+
+    # -- channels ----------------------------------------------------------------------------------
+
+    def open_requested(self, event: events.ChannelOpenRequested) -> None:
+        """Take the peer's open."""
+        kind = printable(event.channel_type, 64)
+        try:
+            match event.channel_type:
+                case "direct-tcpip" | "direct-streamlocal@openssh.com":
+                    self._opens.requested(event)
+                case "session":
+                    self._session_requested(event)
+                case _:
+                    raise Refused(f"unknown channel type {kind}", OpenFailure.UNKNOWN_CHANNEL_TYPE)
+        except Refused as error:
+            self.channels.refuse(event.channel_id, kind, error)
+        except Exception:
+            log.exception("link %d: internal error in an open of %s", self._link.link_id, kind)
+            self._link.refuse_channel(
+                event.channel_id, OpenFailure.CONNECT_FAILED, "an internal error of the server"
+            )
+
+    def _session_requested(self, event: events.ChannelOpenRequested) -> None:
+        if self._takes_sessions:
+            self._sessions.requested(event)
+        else:  # somebody else than the user's program may be asking (OpenSSH PROTOCOL §2.2)
+            self._link.disconnect(
+                "a session was asked for after no-more-sessions", Disconnect.PROTOCOL_ERROR
+            )
+
+    # -- global requests ---------------------------------------------------------------------------
+
+    def global_requested(self, event: events.GlobalRequested) -> None:
+        """Take a global request; it is answered after those before it."""
+        if len(self._requests) >= MAXIMUM_WAITING_REQUESTS:
+            self._link.disconnect("too many global requests wait", Disconnect.PROTOCOL_ERROR)
+            return
+        self._requests.append(event)
+        self._answer_next()
+
+    def _answer_next(self) -> None:
+        while self._requests and not self._is_answering and not self._link.is_lost:
+            request = self._requests.popleft()
+            self._is_answering = True
+            try:
+                self._answer(request)
+            except Refused as error:
+                self._answered(request, error)
+            except RemoteProtocolError as error:
+                self._answered(request, Refused(str(error)))
+            except Exception:
+                log.exception("link %d: internal error in a request", self._link.link_id)
+                self._answered(request, Refused("an internal error of the server"))
+
+    def _answer(self, request: events.GlobalRequested) -> None:
+        """Act on a request and call ``_answered``, now or later. Raises `Refused`."""
+        reply = b""
+        match request.request_name:
+            case "tcpip-forward":
+                forward = TcpipForward.decode_untrusted(request.request_specific)
+                self.listeners.add(
+                    forward,
+                    lambda reply: self._answered_later(request, reply),
+                    wants_reply=request.want_reply,
+                )
+                return
+            case "cancel-tcpip-forward":
+                self.listeners.cancel(TcpipForward.decode_untrusted(request.request_specific))
+            case "no-more-sessions@openssh.com":
+                self._takes_sessions = False
+            case hostkeys.PROVE:
+                reply = self._prove(request.request_specific)
+            case "keepalive@openssh.com":
+                pass
+            case _:
+                raise Refused("this request is not known here")
+        self._answered(request, reply)
+
+    def _answered_later(self, request: events.GlobalRequested, reply: bytes | Refused) -> None:
+        self._answered(request, reply)
+        poller.current().again(self._go_on)
+
+    def _go_on(self) -> None:
+        self._answer_next()
+        self._link.flush()
+
+    def _answered(self, request: events.GlobalRequested, reply: bytes | Refused) -> None:
+        self._is_answering = False
+        if self._link.is_lost:
+            return
+        connection = self._link.protocol.connection
+        if isinstance(reply, Refused):
+            if request.request_name == TCPIP_FORWARD:
+                connection.explain(str(reply))
+            if request.want_reply:
+                connection.reply_global(success=False)
+        elif request.want_reply:
+            connection.reply_global(success=True, response_specific=reply)
+
+    def _prove(self, request_specific: bytes) -> bytes:
+        self._proofs += 1
+        if self._proofs > MAXIMUM_PROOFS:
+            raise Refused(f"host keys were proven {MAXIMUM_PROOFS} times, which is the limit")
+        transport = self._link.protocol.transport
+        algorithm = transport.chosen.host_key if transport.chosen else ""
+        keys = self.channels.shared.options.host_keys
+        return hostkeys.proofs_untrusted(request_specific, keys, transport.session_id, algorithm)

@@ -1,0 +1,162 @@
+"""What a client wants connected: "direct-tcpip" (RFC 4254 §7.2) and sockets of this machine."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import ConnectionLost, GatewayError, RemoteProtocolError, printable
+from gateway.net.dial import DialError, DialOptions, dial
+from gateway.net.listen import describe
+from gateway.policy.rules import Action, Verdict
+from gateway.serving.authorize import authorize
+from gateway.serving.channels import Refused
+from gateway.ssh.messages import DirectStreamlocal, DirectTcpip
+from gateway.ssh.numbers import OpenFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from ipaddress import IPv4Address, IPv6Address
+
+    from gateway import events
+    from gateway.serving.channels import Channels, Record
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 30.0  # for a target
+MAXIMUM_PATH: Final = 107  # bytes of a socket's path: sun_path of unix(7) without its NUL
+DIRECT_TCPIP: Final = "direct-tcpip"
+DIRECT_STREAMLOCAL: Final = "direct-streamlocal@openssh.com"
+
+
+class _Denied(GatewayError):
+    """The policy said no."""
+
+
+class Opens:
+    """The targets of one link."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+        self._shared = channels.shared
+        self._link = channels.link
+
+    def requested(self, event: events.ChannelOpenRequested) -> None:
+        """Take an open of one of the two types. Raises `Refused`."""
+        try:
+            if event.channel_type == DIRECT_TCPIP:
+                target = DirectTcpip.decode_untrusted(event.type_specific)
+                self._open_tcpip(event.channel_id, target)
+            else:
+                socket_target = DirectStreamlocal.decode_untrusted(event.type_specific)
+                self._open_unix(event.channel_id, socket_target.socket_path)
+        except RemoteProtocolError as error:
+            raise Refused(str(error), OpenFailure.CONNECT_FAILED) from error
+
+    # -- TCP ---------------------------------------------------------------------------------------
+
+    def _open_tcpip(self, channel_id: int, target: DirectTcpip) -> None:
+        requested = f"{printable(target.host_to_connect, 255)} port {target.port_to_connect}"
+        originator = f"{printable(target.originator_address, 64)} port {target.originator_port}"
+        record = self._channels.begin(DIRECT_TCPIP, requested, originator)
+
+        async def run() -> None:
+            try:
+                await self._direct_tcpip(channel_id, target, record)
+            finally:
+                if record.channel_id < 0:
+                    record.release()
+
+        self._channels.start_soon(run, lambda: self._internal_error(channel_id))
+
+    def _internal_error(self, channel_id: int) -> None:
+        self._link.refuse_channel(
+            channel_id, OpenFailure.CONNECT_FAILED, "an internal error of the server"
+        )
+
+    async def _direct_tcpip(self, channel_id: int, target: DirectTcpip, record: Record) -> None:
+        decided: list[tuple[str, str]] = []
+
+        def permit(address: IPv4Address | IPv6Address) -> None:
+            what = f"{record.requested} ({address})"
+            verdict = self._decide(target, address)
+            if not verdict.allowed:
+                self._channels.decided(channel_id, "open", what, verdict.reason, allowed=False)
+                raise _Denied(verdict.reason)
+            decided.append((what, verdict.reason))
+
+        try:
+            sock = await self._dial(target, permit)
+        except _Denied as error:
+            self._link.refuse_channel(
+                channel_id, OpenFailure.ADMINISTRATIVELY_PROHIBITED, str(error)
+            )
+            return
+        except DialError as error:
+            log.info("link %d: %s: %s", self._link.link_id, record.requested, error.text)
+            self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, error.text)
+            return
+        what, rule = decided[-1]
+        self._channels.decided(channel_id, "open", what, rule, allowed=True)
+        self._carry(channel_id, record, sock)
+
+    def _decide(self, target: DirectTcpip, address: IPv4Address | IPv6Address) -> Verdict:
+        host, port = target.host_to_connect, target.port_to_connect
+        login = self._channels.login
+        return authorize(self._shared.policy, login, Action.OPEN, host, port, address)
+
+    async def _dial(
+        self, target: DirectTcpip, permit: Callable[[IPv4Address | IPv6Address], None]
+    ) -> socket.socket:
+        if not 0 < target.port_to_connect < 65536:
+            raise DialError(target.host_to_connect, f"port {target.port_to_connect} does not exist")
+        return await dial(
+            target.host_to_connect,
+            target.port_to_connect,
+            DialOptions(timeout_s=CONNECT_TIMEOUT_S),
+            permit=permit,
+            hosts=self._shared.options.hosts,
+        )
+
+    # -- sockets of this machine -------------------------------------------------------------------
+
+    def _open_unix(self, channel_id: int, path: str) -> None:
+        shown = printable(path, 255)
+        if not path.startswith("/") or "\0" in path or len(path.encode()) > MAXIMUM_PATH:
+            raise Refused(f"{shown} is no path of a socket", OpenFailure.CONNECT_FAILED)
+        verdict = authorize(self._shared.policy, self._channels.login, Action.UNIX, path)
+        if not verdict.allowed:
+            raise Refused(verdict.reason)
+        self._channels.decided(channel_id, "unix", shown, verdict.reason, allowed=True)
+        record = self._channels.begin(DIRECT_STREAMLOCAL, shown)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.setblocking(False)
+            sock.connect(path)  # at once or not at all (connect(2), EAGAIN)
+        except OSError as error:
+            sock.close()
+            record.release()
+            text = error.strerror or str(error)
+            raise Refused(text, OpenFailure.CONNECT_FAILED) from error
+        self._carry(channel_id, record, sock)
+
+    # -- both --------------------------------------------------------------------------------------
+
+    def _carry(self, channel_id: int, record: Record, sock: socket.socket) -> None:
+        try:
+            dialled = describe(sock.getpeername())
+            port = self._link.confirm_channel(channel_id)
+        except OSError as error:  # the target is gone already
+            self._give_up(sock, record)
+            text = error.strerror or str(error)
+            self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, text)
+            return
+        except ConnectionLost:
+            self._give_up(sock, record)
+            return
+        self._channels.relay(record, sock, port, dialled)
+
+    def _give_up(self, sock: socket.socket, record: Record) -> None:
+        sock.close()
+        record.release()

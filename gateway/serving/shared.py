@@ -1,0 +1,107 @@
+"""What all links of one server share: the configuration of the moment, counters, and a report."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import trio
+
+from gateway.net.listen import is_own_address
+from gateway.policy.limits import Drop, Limits, Penalties, Startups, UserCounters
+from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Policy, Rule
+from gateway.serving.authorize import AnyName, Decides, People
+from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
+from gateway.ssh.transport import RekeyLimit
+from gateway.ssh.windows import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway import events
+    from gateway.serving.link import ServerLink
+    from gateway.serving.listeners import Forward
+    from gateway.ssh.authorized_keys import AuthorizedKeys
+    from gateway.ssh.keys import PrivateKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What `gateway serve` was told.
+
+    Without ``policy`` it is ``permit_open`` that decides, without ``people`` ``authorized_keys``.
+    """
+
+    listen: tuple[tuple[str | None, int], ...]
+    host_keys: tuple[PrivateKey, ...]
+    authorized_keys: AuthorizedKeys
+    permit_open: tuple[Rule, ...] = (EVERYTHING_BUT_THE_BOX,)
+    hosts: dict[str, str] = field(default_factory=dict)
+    rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
+    preferences: Preferences = SERVER_PREFERENCES
+    limits: Limits = field(default_factory=Limits)
+    policy: Decides | None = None
+    people: People | None = None
+
+
+class Shared:
+    """One server's state. Nothing in here waits."""
+
+    def __init__(self, options: ServerOptions, report: Callable[[events.Event], None]) -> None:
+        self._report = report
+        self.startups = Startups(options.limits, secrets.randbelow)
+        self.penalties = Penalties(options.limits)
+        self.users = UserCounters(options.limits)
+        self.dropped: Counter[Drop] = Counter()
+        self.links: dict[int, ServerLink] = {}
+        self.forwards: dict[int, list[Forward]] = {}  # by port
+        self.channels = 0
+        self.no_channels = trio.Event()  # set when the last one ends while the server drains
+        self.is_draining = False
+        self.budget = Budget()
+        self._user_budgets: WeakValueDictionary[str, Budget] = WeakValueDictionary()
+        self.apply(options)
+
+    def apply(self, options: ServerOptions) -> None:
+        """Decide everything from now on by these options."""
+        self.options = options
+        self.limits = options.limits
+        self.policy: Decides = options.policy or Policy(options.permit_open, is_own_address)
+        self.people: People = options.people or AnyName(options.authorized_keys)
+        self.startups.limits = self.penalties.limits = self.users.limits = options.limits
+
+    def report(self, event: events.Event) -> None:
+        """Tell of an event; who listens cannot break what happens."""
+        try:
+            self._report(event)
+        except Exception:
+            log.exception("internal error in the report of %s", type(event).__name__)
+
+    def budget_of(self, user_name: str) -> Budget:
+        """Return the share of a user, which all links of that user have together."""
+        budget = self._user_budgets.get(user_name)
+        if budget is None:
+            budget = self._user_budgets[user_name] = Budget(parent=self.budget)
+        return budget
+
+    def begin_channel(self, user_name: str) -> str:
+        """Count a channel; or return a sentence that says why there may be no more."""
+        if self.is_draining:
+            return "the server is about to stop and opens nothing new"
+        problem = self.users.open_channel(user_name, trio.current_time())
+        if not problem:
+            self.channels += 1
+        return problem
+
+    def end_channel(self, user_name: str) -> None:
+        """A channel that was counted is over."""
+        self.users.close_channel(user_name)
+        self.channels -= 1
+        if self.is_draining and not self.channels:
+            self.no_channels.set()

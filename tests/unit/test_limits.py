@@ -1,0 +1,216 @@
+"""Startups, penalties and users: counted right, and bounded. Hazards T30, T31, T67."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gateway.policy import limits as module
+from gateway.policy.limits import (
+    MAXIMUM_IDLE_USERS,
+    MAXIMUM_SOURCES,
+    Drop,
+    Limits,
+    Offence,
+    Penalties,
+    Startups,
+    UserCounters,
+    source_of,
+)
+
+
+def never(_count):
+    """Dice for which nothing is dropped that need not be."""
+    return 99
+
+
+def always(_count):
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("127.0.0.1", None),
+        ("::1", None),
+        ("::ffff:127.0.0.1", None),
+        ("", None),
+        ("a socket", None),
+    ],
+)
+def test_what_counts_as_one_source(address, source):
+    assert source_of(address) == source
+
+
+# ---- startups ------------------------------------------------------------------------------------
+
+
+def test_startups_are_dropped_early_and_at_random_as_sshd_does():
+    """sshd_config(5): 30 % at 10 of 10:30:100, growing linearly to all at 100."""
+    limits = Limits(per_source_startups=1000)
+
+    def first_kept(count):
+        """Return the lowest number of the dice with which one more is let in."""
+        for number in range(101):
+            startups = Startups(limits, lambda _below, number=number: number)
+            startups.count = count
+            if startups.begin(None) is None:
+                return number
+        raise AssertionError
+
+    assert first_kept(9) == 0
+    assert first_kept(10) == 30
+    assert first_kept(55) == 65
+    assert first_kept(99) == 99
+    full = Startups(limits, lambda _below: 100)
+    full.count = 100
+    assert full.begin(None) is Drop.STARTUPS
+
+
+def test_one_source_has_a_part_of_the_startups_only():
+    startups = Startups(Limits(per_source_startups=2), never)
+    assert [startups.begin("a"), startups.begin("a"), startups.begin("b")] == [None] * 3
+    assert startups.begin("a") is Drop.SOURCE
+    assert startups.count == 3, "who was dropped is not counted"
+    startups.end("a")
+    assert startups.begin("a") is None
+
+
+def test_a_flood_of_sources_leaves_nothing_behind():
+    startups = Startups(Limits(), random.Random(1).randrange)
+    there = []
+    for number in range(20_000):
+        if startups.begin(f"source {number}") is None:
+            there.append(f"source {number}")
+        assert len(startups._by_source) <= startups.count <= 100
+    for source in there:
+        startups.end(source)
+    assert (startups.count, startups._by_source) == (0, {})
+
+
+# ---- penalties -----------------------------------------------------------------------------------
+
+
+def test_penalties_add_up_and_little_is_forgiven():
+    penalties = Penalties(Limits())
+    penalties.penalise("a", Offence.AUTHFAIL, 0)
+    penalties.penalise("a", Offence.AUTHFAIL, 0)
+    assert not penalties.refuses("a", 0.1), "10 s is below the minimum of 15 s"
+    penalties.penalise("a", Offence.AUTHFAIL, 0)
+    assert penalties.refuses("a", 0.1)
+    assert not penalties.refuses("b", 0.1)
+    assert penalties.refuses("a", 14.9)
+    assert not penalties.refuses("a", 15.0)
+    assert len(penalties) == 0
+
+
+def test_a_penalty_never_lasts_longer_than_the_maximum():
+    penalties = Penalties(Limits())
+    for _ in range(1000):
+        penalties.penalise("a", Offence.CRASH, 100)
+    assert penalties.refuses("a", 699)
+    assert not penalties.refuses("a", 700)
+    assert len(penalties._queue) == 0
+
+
+def test_offences_cost_what_sshd_makes_them_cost():
+    seconds = {offence.name: offence.value for offence in Offence}
+    assert seconds == {"CRASH": 90, "AUTHFAIL": 5, "NOAUTH": 1, "GRACE_EXCEEDED": 10}
+
+
+def test_penalties_can_be_switched_off_also_while_some_run():
+    penalties = Penalties(Limits())
+    penalties.penalise("a", Offence.CRASH, 0)
+    assert penalties.refuses("a", 1)
+    penalties.limits = Limits(penalties=False)
+    assert not penalties.refuses("a", 1)
+    penalties.penalise("b", Offence.CRASH, 0)
+    assert len(penalties) == 1
+
+
+def test_who_is_not_told_apart_has_no_penalty():
+    penalties = Penalties(Limits())
+    penalties.penalise(None, Offence.CRASH, 0)
+    assert not penalties.refuses(None, 0)
+    assert len(penalties) == 0
+
+
+def test_a_flood_of_sources_pushes_out_those_that_are_free_first(monkeypatch):
+    assert MAXIMUM_SOURCES == 65_536
+    monkeypatch.setattr(module, "MAXIMUM_SOURCES", 1000)
+    penalties = Penalties(Limits())
+    penalties.penalise("bad", Offence.CRASH, 0)
+    for number in range(20_000):
+        penalties.penalise(f"source {number}", Offence.GRACE_EXCEEDED, 0.0001 * number)
+        assert len(penalties) <= 1000
+        assert len(penalties._queue) <= 2001
+        assert len(penalties._active) <= 1000
+    assert penalties.refuses("bad", 2.5), "the worst one stayed"
+    assert "source 19999" in penalties._until_s
+    assert not penalties.refuses("bad", 90)
+    assert len(penalties) == 0
+
+
+def test_one_source_again_and_again_does_not_grow_the_queue(monkeypatch):
+    monkeypatch.setattr(module, "MAXIMUM_SOURCES", 1000)
+    penalties = Penalties(Limits())
+    penalties.penalise("first", Offence.NOAUTH, 0)
+    for number in range(20_000):
+        penalties.penalise("b", Offence.NOAUTH, 0.00001 * number)
+        assert len(penalties._queue) <= 2001
+    assert len(penalties) == 2
+
+
+# ---- users ---------------------------------------------------------------------------------------
+
+
+def test_links_and_channels_of_a_user_are_limited():
+    users = UserCounters(Limits(links_per_user=2, channels_per_user=3))
+    assert [users.open_link("alice", 0) for _ in range(2)] == ["", ""]
+    assert "links_per_user" in users.open_link("alice", 0)
+    assert users.open_link("bob", 0) == ""
+    assert [users.open_channel("alice", 0) for _ in range(3)] == [""] * 3
+    assert "channels_per_user" in users.open_channel("alice", 0)
+    assert users.open_channel("bob", 0) == ""
+    assert users.counts("alice") == (2, 3)
+    users.close_channel("alice")
+    assert users.open_channel("alice", 0) == ""
+    users.close_link("alice")
+    assert users.open_link("alice", 0) == ""
+    assert users.counts("carol") == (0, 0)
+
+
+def test_opens_are_limited_by_a_bucket_of_twice_the_rate():
+    users = UserCounters(Limits(opens_per_second_per_user=10))
+    users.open_link("alice", 0)
+
+    def opened_at(now_s):
+        count = 0
+        while not users.open_channel("alice", now_s):
+            users.close_channel("alice")
+            count += 1
+        return count
+
+    assert opened_at(0) == 20
+    assert "opens_per_second_per_user" in users.open_channel("alice", 0.05)
+    assert opened_at(1.001) == 10
+    assert opened_at(100) == 20
+    users.close_link("alice")
+    users.open_link("alice", 100)
+    assert opened_at(100) == 0, "a new link brings no new bucket"
+
+
+def test_a_flood_of_users_is_forgotten_but_for_those_with_links():
+    users = UserCounters(Limits())
+    users.open_link("alice", 0)
+    users.open_channel("alice", 0)
+    for number in range(MAXIMUM_IDLE_USERS * 2):
+        users.open_link(f"user {number}", 0)
+        users.close_link(f"user {number}")
+        assert len(users) <= MAXIMUM_IDLE_USERS + 1
+    assert users.counts("alice") == (1, 1)
