@@ -351,6 +351,12 @@ class LogRepeated(Record):
     source: str
     reason: str
     count: int
+    by_strangers: bool
+
+    @property
+    def pre_auth(self) -> bool:
+        """As the records that it counts."""
+        return self.by_strangers
 
 
 # ---- their line ----------------------------------------------------------------------------------

@@ -128,8 +128,9 @@ class AuditLog:
         self._store = store
         self._wall_ns = wall_ns
         self._monotonic_ns = monotonic_ns
-        self._tally = Tally()
-        self._dropped = {True: 0, False: 0}  # by Record.pre_auth
+        # By Record.pre_auth, so that strangers cannot fill the table of users.
+        self._tallies = {False: Tally(), True: Tally()}
+        self._dropped = {True: 0, False: 0}  # by Record.pre_auth too
         self._failure = ""
         self._failed_at_ns = 0
         # Lines by file: the first buffer is for the open file, each other one for a next file.
@@ -139,10 +140,14 @@ class AuditLog:
         self._moved_keys: deque[tuple[int, SealKey]] = deque()  # by ``_appended`` after their line
         self._to_write, self._to_sync = _Signal(), _Signal()
         self._to_seal, self._to_count = _Signal(), _Signal()
+        self._to_seal.set()  # perhaps a former run left something
 
         resumed = store.resume()
         self._chain = resumed.chain
         self._since_checkpoint = resumed.unsealed
+        if resumed.chain.key != store.saved_key:  # a crash was between a checkpoint and its key
+            self._moved_keys.append((0, resumed.chain.key))
+            self._to_sync.set()
         self._number = self._open_number = resumed.number
         now_ns = wall_ns()
         self._day = now_ns // _DAY_NS
@@ -189,7 +194,7 @@ class AuditLog:
         if self.state is State.CLOSED:
             return False
         key = record.repeat_key
-        if key is not None and self._count(key) > REPEATS:
+        if key is not None and self._count(key, pre_auth=record.pre_auth) > REPEATS:
             return True
         if self._has_room(pre_auth=record.pre_auth):
             self._append(record)
@@ -201,11 +206,11 @@ class AuditLog:
 
     def noise(self, source: str, reason: str) -> None:
         """Count what a stranger did; ``source`` is an address, ``reason`` our own words."""
-        self._count((Noise.kind, source_prefix(source), reason))
+        self._count((Noise.kind, source_prefix(source), reason), pre_auth=True)
 
-    def _count(self, key: tuple[str, str, str]) -> int:
+    def _count(self, key: tuple[str, str, str], *, pre_auth: bool) -> int:
         self._to_count.set()
-        return self._tally.add(key)
+        return self._tallies[pre_auth].add(key)
 
     def _has_room(self, *, pre_auth: bool) -> bool:
         buffered = self._appended - self._written
@@ -252,11 +257,13 @@ class AuditLog:
 
     def count_out(self) -> None:
         """Write what was counted in the period that is over."""
-        for (kind, source, reason), count in self._tally.take().items():
-            if kind == Noise.kind:
-                self.write(Noise(source, reason, count))
-            elif count > REPEATS:
-                self.write(LogRepeated(kind, source, reason, count - REPEATS))
+        for pre_auth, tally in self._tallies.items():
+            for (kind, source, reason), count in tally.take().items():
+                if kind == Noise.kind:
+                    self.write(Noise(source, reason, count))
+                elif count > REPEATS:
+                    more = count - REPEATS
+                    self.write(LogRepeated(kind, source, reason, more, by_strangers=pre_auth))
 
     # -- the file ----------------------------------------------------------------------------------
 

@@ -6,12 +6,12 @@ import argparse
 import os
 import re
 import sys
-from contextlib import ExitStack
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gateway.audit.chain import GENESIS, Report, SealKey, verify
+from gateway.audit.chain import GENESIS, MAXIMUM_LINE, Report, SealKey, verify
 from gateway.audit.records import decode, rfc3339
 from gateway.audit.store import INITIAL_KEY_FILE, KEY_FILE, log_files, read_key
 from gateway.cli.terminal import Parser, say
@@ -26,6 +26,8 @@ EXIT_IMPOSSIBLE: Final = 2  # wrong arguments, no folder, no key
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _ENVELOPE: Final = frozenset({"v", "seq", "time", "mono_us", "prev", "kind", "mac"})
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_WRITTEN_NOW_S: Final = 0.2  # a running server needs far less to finish a line
 _EPILOG: Final = "exit status: 0 good, 1 a finding, 2 not possible (arguments, files, no key)"
 
 
@@ -55,7 +57,7 @@ def _parser() -> Parser:
     add("--archived", action="store_true", help="the oldest files are kept elsewhere")
     add = command("show", "print the records, one a line").add_argument
     add("--user", metavar="USER", help="only records about this user")
-    add("--since", type=_time, default="", metavar="TIME",
+    add("--since", type=_time, metavar="TIME",
         help="only records from 2026-01-31T12:00 (UTC unless it says otherwise) or from 90s, 15m, "
         "1h or 2d ago")  # fmt: skip
     add("--json", action="store_true", help="the lines as they were written")
@@ -67,11 +69,11 @@ def _time(text: str) -> str:
     """Return a time as the log writes it, so that texts compare. Raises ArgumentTypeError."""
     try:
         if match := re.fullmatch(r"(\d{1,9})([smhd])", text):
-            time = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+            found = datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
         else:
-            time = datetime.fromisoformat(text)
-            time = (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
-        return rfc3339(int(time.timestamp()) * 1_000_000_000 + time.microsecond * 1000)
+            found = datetime.fromisoformat(text)
+            found = found if found.tzinfo else found.replace(tzinfo=UTC)
+        return rfc3339((found - _EPOCH) // timedelta(microseconds=1) * 1000)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{printable(text, 40)} is neither a time like 2026-01-31T12:00 nor 15m, 1h or 2d"
@@ -97,9 +99,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     key = _initial_key(folder, arguments.key)
     # The state of the key first: a server that is running only adds.
     problem, sealed = _sealed(folder / KEY_FILE, key, arguments.checkpoints)
-    with ExitStack() as stack:
-        opened = [(path.name, stack.enter_context(path.open("rb"))) for path in _files(folder)]
-        report = verify(opened, key, sealed=sealed, archived=arguments.archived)
+    files = [(path.name, _lines(path)) for path in _files(folder)]
+    report = verify(files, key, sealed=sealed, archived=arguments.archived)
     if report.ok and problem:
         report = Report(problem, KEY_FILE)
     if not report.ok:
@@ -149,7 +150,7 @@ def _sealed(path: Path, initial: SealKey, at_least: int) -> tuple[str, int]:
 def _show(arguments: argparse.Namespace) -> int:
     status = EXIT_GOOD
     for path in _files(arguments.folder):
-        for number, line in _lines(path):
+        for number, line in enumerate(_lines(path), 1):
             try:
                 fields = decode(line)
             except ValueError as error:
@@ -158,14 +159,18 @@ def _show(arguments: argparse.Namespace) -> int:
                 continue
             if arguments.user is not None and fields.get("user") != arguments.user:
                 continue
-            if str(fields["time"]) >= arguments.since:
+            if str(fields["time"]) >= (arguments.since or ""):
                 print(line.decode("ascii", "replace").rstrip() if arguments.json else _text(fields))
     return status
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        yield from enumerate(file, 1)
+        while line := file.readline(MAXIMUM_LINE + 1):
+            if not line.endswith(b"\n"):
+                time.sleep(_WRITTEN_NOW_S)
+                line += file.readline(MAXIMUM_LINE + 1)
+            yield line
 
 
 def _text(fields: dict[str, object]) -> str:
@@ -220,8 +225,9 @@ def run_audit(arguments: list[str]) -> int:
         return _COMMANDS[parsed.command](parsed)
     except ConfigError as error:
         say(str(error))
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        say(f"{error.filename}: {error.strerror}")
+        if error.filename is None:  # standard output: what is left in its buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `| head` is no trouble
+            say(f"{error.filename or 'standard output'}: {error.strerror}")
     return EXIT_IMPOSSIBLE

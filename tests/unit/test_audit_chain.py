@@ -9,6 +9,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.audit.chain import GENESIS, MAXIMUM_EPOCH, Chain, Report, SealKey, digest, verify
 from gateway.audit.records import ListenerAdd, LogFile
@@ -238,3 +240,34 @@ def test_a_key_as_text() -> None:
     ):
         with pytest.raises(ValueError, match=r"key|hex"):
             SealKey.parse(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.fixed_dictionaries(
+    {
+        "v": st.just(1),
+        "seq": st.just(0) | JSON,
+        "time": st.just("") | JSON,
+        "prev": st.just(GENESIS) | JSON,
+        "kind": st.sampled_from(["log.file", "log.checkpoint", "x"]) | JSON,
+    },
+    optional={"epoch": st.just(0) | JSON, "number": st.just(1) | JSON, "mac": JSON},
+)
+
+
+@given(
+    st.lists(
+        FIELDS.map(lambda fields: json.dumps(fields).encode() + b"\n") | st.binary(), min_size=1
+    ),
+    st.booleans(),
+)
+def test_whatever_is_in_a_file_is_reported_and_nothing_is_raised(
+    lines: list[bytes], archived: bool
+) -> None:
+    report = check([lines], sealed=1, archived=archived)
+    assert not report.ok
+    assert report.problem.isprintable()
