@@ -151,6 +151,8 @@ class Walk:
             raise BadLine(str(error)) from None
         if begins_file and self._archived:
             self._begin(fields)
+        if begins_file or fields["kind"] == LogFile.kind:
+            self._take_file(fields, begins_file=begins_file)
         if fields["prev"] != self.prev:
             raise BadLine(
                 "the hash of the line before does not fit: that line was edited, or lines were "
@@ -159,8 +161,6 @@ class Walk:
         if fields["seq"] != self.seq:
             raise BadLine(f"the record is number {fields['seq']}, not {self.seq}")
         self.unsealed += 1
-        if begins_file or fields["kind"] == LogFile.kind:
-            self._take_file(fields, begins_file=begins_file)
         if fields["kind"] == LogCheckpoint.kind:
             self._take_checkpoint(fields, line)
         self.prev = digest(line)
@@ -184,12 +184,12 @@ class Walk:
     def _take_file(self, fields: dict[str, object], *, begins_file: bool) -> None:
         if not begins_file or fields["kind"] != LogFile.kind:
             raise BadLine("a log.file record begins a file, and is nowhere else")
-        self._check_epoch(fields.get("epoch"))
         if fields.get("number") != self.number + 1:
             raise BadLine(
-                f"this is file {printable(str(fields.get('number')), 20)} of the log, and file "
-                f"{self.number + 1} is missing"
+                f"this is file {printable(str(fields.get('number')), 20)} of the log, and not "
+                f"file {self.number + 1}, which is missing"
             )
+        self._check_epoch(fields.get("epoch"))
         self.number += 1
 
     def _take_checkpoint(self, fields: dict[str, object], line: bytes) -> None:

@@ -221,7 +221,7 @@ class Store:
         if files and not files[-1].stat().st_size:
             files.pop().unlink()  # a file whose first line was not written completely
         number = _number(files[-1]) if files else 0
-        walk, wrong = self._walk(files)
+        walk, wrong = self._walk(files[-1:])
         key = self.saved_key
         chain = Chain(walk.key, walk.seq, walk.prev)
         if not wrong and walk.epoch < key.epoch:
@@ -232,17 +232,16 @@ class Store:
             problems.append(wrong)
             chain = Chain(max(key, walk.key, key=lambda one: one.epoch), *_end_of(files, chain))
         size = _sync(files[-1]) if files else 0
+        if chain.key != key:  # a crash was between a checkpoint and its key
+            self.save_key(chain.key)
         return Resumed(
             chain, number, 0 if wrong else size, walk.unsealed, walk.last_time, tuple(problems)
         )
 
     def _walk(self, files: list[Path]) -> tuple[Walk, LogRecovered | None]:
-        """Check the end of the log, from the newest file that began before the saved key."""
-        first = len(files) - 1
-        while first > 0 and _epoch_of(files[first]) > self.saved_key.epoch:
-            first -= 1
+        """Check the last file: it begins with the saved key or an older one."""
         walk = Walk(self.saved_key, archived=True)
-        for path in files[max(first, 0) :]:
+        for path in files:
             with path.open("rb") as file:
                 for index, line in enumerate(file):
                     try:
@@ -280,16 +279,6 @@ def _sync(path: Path) -> int:
 def _number(path: Path) -> int:
     match = _FILE_NAME.fullmatch(path.name)
     return int(match[1]) if match else 0
-
-
-def _epoch_of(path: Path) -> int:
-    """Return the epoch in which a file begins; 0 if it does not say."""
-    with path.open("rb") as file:
-        try:
-            epoch = decode(file.readline()).get("epoch")
-        except ValueError:
-            return 0
-    return epoch if isinstance(epoch, int) else 0
 
 
 def _end_of(files: list[Path], chain: Chain) -> tuple[int, str]:

@@ -145,9 +145,6 @@ class AuditLog:
         resumed = store.resume()
         self._chain = resumed.chain
         self._since_checkpoint = resumed.unsealed
-        if resumed.chain.key != store.saved_key:  # a crash was between a checkpoint and its key
-            self._moved_keys.append((0, resumed.chain.key))
-            self._to_sync.set()
         self._number = self._open_number = resumed.number
         now_ns = wall_ns()
         self._day = now_ns // _DAY_NS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import json
 import re
 from io import BytesIO
@@ -153,6 +154,9 @@ def test_a_file_is_missing_or_empty_or_comes_twice(file: int) -> None:
     ):
         assert not check(files).ok
         assert not check(rebuilt_files(files)).ok
+    if file < 2:
+        missing = check(copy()[:file] + copy()[file + 1 :]).problem
+        assert f"not file {file + 1}, which is missing" in missing
 
 
 def test_no_file_at_all() -> None:
@@ -226,6 +230,17 @@ def test_oldest_files_archived_elsewhere() -> None:
     absurd = [[chain.add(LogFile(1, "", 10**9), 0, 0)]]
     assert "not 1000000000" in check(absurd, archived=True).problem
     assert not check([[add(Chain(KEY), 1)]], archived=True).ok
+
+
+def test_the_key_moves_on_by_a_one_way_function() -> None:
+    """Known answers, from the scheme's text."""
+    second = hmac.new(b"k" * 32, b"next", "sha256").digest()
+    assert KEY.next() == SealKey(1, second)
+    assert KEY.mac(b"text") == hmac.new(b"k" * 32, b"checkpoint\0text", "sha256").hexdigest()
+    line = FILES[0][6]
+    text, mac = line[:-75], json.loads(line)["mac"]
+    assert line == text + b',"mac":"' + mac.encode() + b'"}\n'
+    assert mac == hmac.new(b"k" * 32, b"checkpoint\0" + text, "sha256").hexdigest()
 
 
 def test_a_key_as_text() -> None:

@@ -220,10 +220,23 @@ def test_the_key_behind_the_log_after_a_crash_catches_up(
     assert check(folder).checkpoints > settled_epoch
     assert (folder / KEY_FILE).read_bytes() == old_key
 
-    log = opened()
-    log.close()
+    log = opened(wall_ns=lambda: NOON_NS)  # another day, another file
+    assert read_key(folder / KEY_FILE).epoch == check(folder).checkpoints
+    crash(log)
+    opened().close()
     assert check(folder).ok, check(folder)
     assert read_key(folder / KEY_FILE).epoch == check(folder).checkpoints
+
+
+def test_what_a_crash_left_unsealed_is_sealed_later(
+    folder: Path, opened: Callable[..., AuditLog]
+) -> None:
+    log = opened()
+    log.write(record(1))
+    crash(log)
+    assert check(folder).unsealed == 2
+    opened().close()
+    assert (check(folder).ok, check(folder).unsealed) == (True, 0)
 
 
 def settle(log: AuditLog) -> None:
@@ -511,12 +524,12 @@ async def test_the_tasks_write_sync_seal_and_count_in_time(
     log = opened(AuditOptions(checkpoint_records=1000))
 
     async def after(seconds: float) -> None:
+        await wait_all_tasks_blocked()  # whoever has to sleep began to
         mock_clock.jump(seconds)
         await wait_all_tasks_blocked()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log.run)
-        await wait_all_tasks_blocked()
         await after(2.0)
         log.write(record(1))
         await wait_all_tasks_blocked()
@@ -535,7 +548,7 @@ async def test_the_tasks_write_sync_seal_and_count_in_time(
         log.noise("192.0.2.1", "no version")
         await after(30.0)
         assert [fields["reason"] for fields in of_kind(folder, "log.checkpoint")] == ["time"]
-        await after(PERIOD_S)
+        await after(PERIOD_S - 29.0)
         await after(1.0)
         assert len(of_kind(folder, "noise")) == 1
         assert read_key(folder / KEY_FILE).epoch == 1
