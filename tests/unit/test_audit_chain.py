@@ -211,6 +211,18 @@ def test_who_has_the_newest_key_cannot_write_what_was_before() -> None:
         stolen.at(MAXIMUM_EPOCH + 1)
 
 
+def test_lines_after_the_last_checkpoint_that_do_not_follow_each_other() -> None:
+    """Whoever computes hashes without the key still has to keep to the form."""
+    for line, problem in (
+        (add(Chain(KEY, 40, CHAIN.prev), 1), "is number 40, not 39"),
+        (Chain(KEY, 39, CHAIN.prev).add(LogFile(4, "f3", 6), 0, 0), "begins a file"),
+    ):
+        files = copy()
+        files[-1].append(line)
+        assert problem in check(files).problem
+    assert "begins a file" in check([[add(Chain(KEY), 1)]]).problem
+
+
 def test_the_wrong_key_and_a_later_key() -> None:
     assert "another log" in check(copy(), SealKey(0, b"x" * 32)).problem
     assert "the initial key is needed" in check(copy(), KEY.at(1)).problem

@@ -82,6 +82,13 @@ def test_there_is_no_field_for_a_secret_or_for_bytes() -> None:
         assert not set(hints(record_type)) & {"v", "seq", "time", "mono_us", "prev", "kind", "mac"}
 
 
+def test_every_control_character_is_escaped() -> None:
+    text = "".join(map(chr, range(0x100))) + "\u2028\u202e\ufeff\ud800"
+    line = encode(Noise("192.0.2.0/24", text, 1), 0, 0, 0, "")
+    assert all(0x20 <= byte < 0x7F for byte in line)
+    assert decode(line)["reason"] == text
+
+
 def test_long_texts_are_cut() -> None:
     auth = Auth(1, "192.0.2.1", "x" * 30_000, "publickey", AuthResult.REFUSED, 1)
     auth = dataclasses.replace(auth, principals=("p" * 9000,) * 5000)
