@@ -12,6 +12,7 @@ from gateway import __version__
 USAGE: Final = """\
 usage: gateway connect [options] [user@]host [command]   a proxy or a tunnel over an SSH login
        gateway serve [options]                           the SSH server of a jump box
+       gateway audit verify|show|key FOLDER              its audit log
        gateway --version
 
 `gateway COMMAND --help` lists the options of a command.
@@ -33,6 +34,10 @@ def main() -> int:
             from gateway.cli.serve import run_serve  # noqa: PLC0415
 
             return run_serve(arguments[1:])
+        case "audit":
+            from gateway.cli.audit import run_audit  # noqa: PLC0415
+
+            return run_audit(arguments[1:])
         case "--version" | "-V":
             print(f"gateway {__version__}")
             return 0
