@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
-from gateway.errors import RemoteProtocolError, printable
+from gateway.errors import ConfigError, RemoteProtocolError, printable
 from gateway.ssh.certificates import (
     Certificate,
     CertificateError,
@@ -30,7 +30,7 @@ from gateway.ssh.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from gateway.ssh.keys import PublicKey
 
@@ -105,6 +105,16 @@ class AuthorizedKeys:
     problems: tuple[str, ...]
     _by_blob: Mapping[bytes, AuthorizedKey] = field(repr=False, compare=False)
 
+    @classmethod
+    def of(cls, entries: Iterable[AuthorizedKey], problems: Iterable[str] = ()) -> Self:
+        """Return these lines as one list, in which the first line of a key counts."""
+        listed = tuple(entries)
+        by_blob: dict[bytes, AuthorizedKey] = {}
+        for entry in listed:
+            if not entry.cert_authority:
+                by_blob.setdefault(entry.key.blob, entry)
+        return cls(listed, tuple(problems), by_blob)
+
     def find(self, key: PublicKey) -> AuthorizedKey | None:
         """Return the first line with this key; never one for a CA, and none for a certificate."""
         return self._by_blob.get(key.blob)
@@ -135,7 +145,6 @@ def parse_authorized_keys(text: str | bytes, where: str) -> AuthorizedKeys:
     """
     entries: list[AuthorizedKey] = []
     problems: list[str] = []
-    by_blob: dict[bytes, AuthorizedKey] = {}
     refused: dict[bytes, int] = {}  # keys whose first line cannot be honoured
     for number, line in numbered_lines(text, where):
         try:
@@ -147,9 +156,18 @@ def parse_authorized_keys(text: str | bytes, where: str) -> AuthorizedKeys:
         else:
             if entry is not None:
                 entries.append(entry)
-                if not entry.cert_authority:
-                    by_blob.setdefault(entry.key.blob, entry)
-    return AuthorizedKeys(tuple(entries), tuple(problems), by_blob)
+    return AuthorizedKeys.of(entries, problems)
+
+
+def parse_authorized_key(text: str) -> AuthorizedKey:
+    """Read one line that has to be a key. `ConfigError` says what is wrong."""
+    try:
+        entry = None if "\n" in text else _parse_line(1, text, {})
+    except (ValueError, RemoteProtocolError) as exc:
+        raise ConfigError(str(exc)) from exc
+    if entry is None:
+        raise ConfigError("this is not one line with a key")
+    return entry
 
 
 def _parse_line(number: int, text: str, refused: dict[bytes, int]) -> AuthorizedKey | None:

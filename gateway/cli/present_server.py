@@ -1,0 +1,52 @@
+"""The server as it is now, told by a `ServerConfig`; goes when `gateway.server` takes one itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.config.addresses import HostPort
+from gateway.policy.permit import OpenPolicy, OpenRule
+from gateway.server import Server, ServerOptions
+from gateway.ssh.authorized_keys import AuthorizedKeys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway import events
+    from gateway.config.server_config import ServerConfig
+
+
+class PresentServer:
+    """A `Server` whose users and rules are taken for everybody."""
+
+    def __init__(self, config: ServerConfig, report: Callable[[events.Event], None]) -> None:
+        self._server = Server(_options(config), report)
+
+    async def run(self) -> None:
+        """Listen and serve until cancelled."""
+        await self._server.run()
+
+    def apply(self, config: ServerConfig) -> None:
+        """Go on with another configuration."""
+        self._server.options = _options(config)
+        self._server.policy = OpenPolicy(
+            self._server.options.permit_open, self._server.policy.is_own
+        )
+
+    async def drain(self, deadline: float) -> None:
+        """End at once."""
+
+
+def _options(config: ServerConfig) -> ServerOptions:
+    entries = [entry for user in config.users.values() for entry in user.keys.entries]
+    targets = [HostPort.parse(str(target)) for rule in config.policy.rules for target in rule.to]
+    rules = tuple(OpenRule(target.host, target.port) for target in targets)
+    return ServerOptions(
+        config.listen,
+        config.host_keys,
+        AuthorizedKeys.of(entries),
+        () if rules == (OpenRule(None, None),) else rules,
+        dict(config.names),
+        config.rekey_limit,
+        config.preferences,
+    )
