@@ -1,4 +1,4 @@
-"""The server as it is now, told by a `ServerConfig`; goes when `gateway.server` takes one itself."""
+"""The server as it is now, told by a `ServerConfig`; goes when `Server` takes one itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PresentServer:
 
 def _options(config: ServerConfig) -> ServerOptions:
     entries = [entry for user in config.users.values() for entry in user.keys.entries]
-    targets = [HostPort.parse(str(target)) for rule in config.policy.rules for target in rule.to]
+    targets = [HostPort.parse(target.text) for rule in config.policy.rules for target in rule.to]
     rules = tuple(OpenRule(target.host, target.port) for target in targets)
     return ServerOptions(
         config.listen,

@@ -13,7 +13,7 @@ import trio
 from gateway import events
 from gateway.cli.present_server import PresentServer
 from gateway.cli.serve_flags import add_flags, config_from_flags
-from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, start_logging
+from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, say_error, start_logging
 from gateway.errors import ConfigError, printable
 
 if TYPE_CHECKING:
@@ -67,12 +67,6 @@ def _read_config(path: Path) -> ServerConfig:
     return read_gateway_toml(path)
 
 
-def say_error(error: ConfigError) -> None:
-    """Say every line of an error."""
-    for line in str(error).split("\n"):
-        say(line)
-
-
 def _say_warnings(config: ServerConfig) -> None:
     for warning in config.warnings:
         say(f"warning: {warning}")
@@ -87,8 +81,8 @@ def summary(config: ServerConfig) -> list[str]:
         f"listen on {', '.join(listen)}",
         *(f"host key {key.public.algorithm} {key.public.fingerprint}" for key in config.host_keys),
         f"key exchange {', '.join(config.preferences.kex)}",
-        f"{len(config.users)} users with {keys} keys, {len(config.authorities)} authorities",
-        f"{len(config.policy.rules)} rules, {len(config.names)} names of its own",
+        f"users: {len(config.users)}, keys: {keys}, authorities: {len(config.authorities)}",
+        f"rules: {len(config.policy.rules)}, names: {len(config.names)}",
         f"audit log in {config.audit}" if config.audit else "no audit log",
     ]
 

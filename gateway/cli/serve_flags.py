@@ -1,4 +1,4 @@
-"""`gateway serve` from flags alone: a first try, without a file. The same records as from a file."""
+"""`gateway serve` from flags alone, for a first try: the same records as from a file."""
 
 from __future__ import annotations
 

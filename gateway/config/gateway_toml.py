@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -297,33 +297,42 @@ class _Reader:
                 )
                 continue
             self._check_names(location, rule)
-            yield self._rule(location, rule_id, rule)
+            yield from self._rule(location, rule_id, rule)
 
-    def _rule(self, location: Location, rule_id: str, rule: toml_shape.Rule) -> Rule:
+    def _rule(self, location: Location, rule_id: str, rule: toml_shape.Rule) -> list[Rule]:
+        """Return the rule, or nothing if something is wrong with it."""
         action = Action(rule.allow or rule.deny)
         targets = []
         for number, text in enumerate(rule.to):
             try:
-                targets.append(_target(action, text))
+                targets.append(parse_target(text, action))
             except ConfigError as error:
                 self._problems.add_error((*location, "to", number), error)
+        if len(targets) < len(rule.to):
+            return []
         if rule.allow == "open" and "*:*" in rule.to:
-            whom = "some" if rule.users or rule.groups or rule.keys or rule.principals else "all"
+            named = rule.users or rule.groups or rule.keys or rule.principals
+            whom = "those it names" if named else "every user"
             self._problems.warn(
                 (*location, "to"),
-                f"{whom} users may open every host and port that is not the box itself: "
-                "name hosts or ports",
+                f'rule {printable(rule_id)} lets {whom} open "*:*", every host and port but the '
+                "box itself: name hosts or ports",
             )
-        return Rule(
-            rule_id,
-            rule.allow is not None,
-            action,
-            tuple(targets),
-            frozenset(rule.users),
-            frozenset(rule.groups),
-            frozenset(rule.keys),
-            frozenset(rule.principals),
-        )
+        try:
+            made = Rule(
+                rule_id,
+                rule.allow is not None,
+                action,
+                tuple(targets),
+                frozenset(rule.users),
+                frozenset(rule.groups),
+                frozenset(rule.keys),
+                frozenset(rule.principals),
+            )
+        except ConfigError as error:  # what cannot be together in one rule
+            self._problems.add_error(location, error)
+            return []
+        return [made]
 
     def _check_names(self, location: Location, rule: toml_shape.Rule) -> None:
         """Refuse whom nobody is: with a mistyped name a rule that denies would deny nobody."""
@@ -331,22 +340,18 @@ class _Reader:
         users = set(rule.users) if self._admits_anybody else self._known_users
         for key, names, known in (("users", rule.users, users), ("groups", rule.groups, groups)):
             for number, name in enumerate(names):
-                if name not in known:
-                    nearest = difflib.get_close_matches(name, sorted(known), n=1)
-                    self._problems.add(
-                        (*location, key, number),
-                        f"there is no {key[:-1]} {printable(name, 80)}",
-                        f"did you mean {nearest[0]}?" if nearest else "check the name",
-                    )
-
-
-def _target(action: Action, text: str) -> Any:  # noqa: ANN401 - as `Rule` wants it
-    """Read one entry of ``to``, whose form depends on what the rule is about."""
-    if action in (Action.OPEN, Action.LISTEN):
-        return parse_target(text)
-    if action is Action.UNIX and not text.startswith("/"):
-        raise ConfigError(f"{printable(text, 80)} is not a path", remedy="as in /run/app.sock")
-    return text
+                if name in known:
+                    continue
+                remedy = "check the name"
+                if nearest := difflib.get_close_matches(name, sorted(known), n=1):
+                    remedy = f"did you mean {nearest[0]}?"
+                elif name == ANY_USER:
+                    remedy = f"leave {key} out: a rule that names nobody is for all users"
+                self._problems.add(
+                    (*location, key, number),
+                    f"there is no {key[:-1]} {printable(name, 80)}",
+                    remedy,
+                )
 
 
 # ---- once more, while it runs --------------------------------------------------------------------

@@ -89,8 +89,16 @@ def _fingerprint(text: str) -> str:
     return text
 
 
+def _key_line(text: str) -> AuthorizedKey:
+    try:
+        return parse_authorized_key(text)
+    except ConfigError as error:
+        remedy = "write a line like the one in ~/.ssh/id_ed25519.pub"
+        raise ConfigError(error.problem, remedy=remedy) from error
+
+
 def _authority_key(text: str) -> PublicKey:
-    entry = parse_authorized_key(text)
+    entry = _key_line(text)
     if entry.options:
         raise ConfigError(
             "an authority has no options", remedy="write the key alone, and its users beside it"
@@ -104,9 +112,9 @@ _Host = Annotated[str, _Parsed(lambda text: check_real_host(text).rstrip("."))]
 _Name = Annotated[str, _Parsed(_name)]
 _UserName = Annotated[str, _Parsed(_user_name)]
 _Fingerprint = Annotated[str, _Parsed(_fingerprint)]
-_KeyLine = Annotated[AuthorizedKey, _Parsed(parse_authorized_key)]
+_KeyLine = Annotated[AuthorizedKey, _Parsed(_key_line)]
 _AuthorityKey = Annotated[PublicKey, _Parsed(_authority_key)]
-_FileName = Annotated[str, Field(min_length=1, max_length=4096)]
+_Text = Annotated[str, Field(min_length=1, max_length=4096)]
 _Kind = Literal["open", "listen", "tun", "unix"]
 
 _SHAPE: Final = ConfigDict(
@@ -123,7 +131,7 @@ class User(_Table):
 
     groups: list[_Name] = []
     keys: list[_KeyLine] = []
-    authorized_keys: _FileName | None = None
+    authorized_keys: _Text | None = None
     required_keys: Annotated[int, Field(ge=1, le=MOST_KEYS)] = 1
 
 
@@ -140,7 +148,7 @@ class Rule(_Table):
     id: _Name | None = None
     allow: _Kind | None = None
     deny: _Kind | None = None
-    to: Annotated[list[_Name], Field(min_length=1)]
+    to: Annotated[list[_Text], Field(min_length=1)]
     users: list[_UserName] = []
     groups: list[_Name] = []
     keys: list[_Fingerprint] = []
@@ -186,9 +194,9 @@ class File(_Table):
     """The whole document."""
 
     listen: Annotated[list[_ListenAt], Field(min_length=1)] = [(ALL_INTERFACES, 2222)]
-    host_keys: Annotated[list[_FileName], Field(min_length=1)]
+    host_keys: Annotated[list[_Text], Field(min_length=1)]
     algorithms: Literal["default", "strict"] = "default"
-    audit: _FileName | None = None
+    audit: _Text | None = None
     names: dict[_Host, _Address] = {}
     limits: _Limits = Field(default_factory=_Limits)
     users: dict[_UserName, User] = {}
@@ -248,6 +256,8 @@ def shape_problem(error: ErrorDetails) -> tuple[str, str]:
         case "greater_than_equal" | "less_than_equal":
             low, high = _BOUNDS.get(last, (1, MOST_KEYS))
             found = f"{shown} is out of bounds", f"write a number from {low} to {high}"
+        case "finite_number":
+            found = f"{shown} is no time", "write a number of seconds, 0 for no limit"
         case "too_short":
             found = "this list is empty", "write at least one"
         case _ if kind in _WANTED:

@@ -18,7 +18,7 @@ def explain(
     found = [
         rule.rule_id
         for rule in policy.rules
-        if rule.action.value == words[0] and words[1] in rule.to
+        if rule.action.value == words[0] and words[1] in [target.text for target in rule.to]
         if not (rule.users or rule.groups) or user in rule.users or groups & rule.groups
     ]
     return [f"allowed by {found[0]}" if found else "denied: no rule names it"]

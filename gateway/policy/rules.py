@@ -23,12 +23,24 @@ class Action(Enum):
     UNIX = "unix"
 
 
-def parse_target(text: str) -> str:
-    """Read "host:ports"; `ConfigError` says what is wrong."""
-    if re.fullmatch(r"(\[[0-9A-Fa-f:.]+\](/\d+)?|[^\s:\[\],]+):(\*|\d{1,5}(-\d{1,5})?)", text):
-        return text
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One entry of a rule's ``to``."""
+
+    text: str
+
+
+_HOST_PORTS = re.compile(r"(\[[0-9A-Fa-f:.]+(/\d+)?\]|[^\s:\[\],]+):(\*|\d{1,5}(-\d{1,5})?)")
+
+
+def parse_target(text: str, action: Action = Action.OPEN, *, where: str = "") -> Target:
+    """Read one entry of ``to``; `ConfigError` says what is wrong."""
+    forms = {Action.TUN: ("tun, tap or *", r"tun|tap|\*"), Action.UNIX: ("a path", r"/.+|\*")}
+    wanted, pattern = forms.get(action, ("HOST:PORT, HOST:A-B or HOST:*", _HOST_PORTS.pattern))
+    if re.fullmatch(pattern, text):
+        return Target(text)
     raise ConfigError(
-        f"{printable(text, 80)} is not HOST:PORT", remedy="write HOST:PORT, HOST:A-B or HOST:*"
+        f"{printable(text, 80)} is not {wanted}", where=where, remedy=f"write {wanted}"
     )
 
 
@@ -39,7 +51,7 @@ class Rule:
     rule_id: str
     allow: bool
     action: Action
-    to: tuple[str, ...]
+    to: tuple[Target, ...]
     users: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
     keys: frozenset[str] = frozenset()
