@@ -23,6 +23,13 @@ def read_checked_file(path: Path, forbidden: int, limit: int, what: str) -> byte
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check_permissions(path, os.fstat(descriptor), forbidden, what)
+            _check_folder(path, what)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
         raise ConfigError(
@@ -30,12 +37,12 @@ def read_checked_file(path: Path, forbidden: int, limit: int, what: str) -> byte
             where=printable(str(path)),
             remedy="check its name, its owner and its permissions",
         ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        _check_permissions(path, os.fstat(descriptor), forbidden, what)
-        _check_folder(path, what)
-        content = file.read(limit + 1)
     if len(content) > limit:
-        raise ConfigError(f"{what} has more than {limit} bytes", where=str(path))
+        raise ConfigError(
+            f"{what} has more than {limit} bytes",
+            where=printable(str(path)),
+            remedy="name another file",
+        )
     return content
 
 
@@ -46,13 +53,13 @@ def _check_folder(path: Path, what: str) -> None:
         raise ConfigError(
             f"others may replace {what}, for they may write in its folder"
             f" (mode {stat.S_IMODE(mode):04o})",
-            where=str(path),
+            where=printable(str(path)),
             remedy=f"chmod go-w {path.parent}",
         )
 
 
 def _check_permissions(path: Path, status: os.stat_result, forbidden: int, what: str) -> None:
-    where = str(path)
+    where = printable(str(path))
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{what} is not a regular file", where=where, remedy="name a file")
     if status.st_uid not in (0, os.getuid()):

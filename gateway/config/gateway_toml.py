@@ -242,9 +242,27 @@ class _Reader:
             )
         keys = AuthorizedKeys.of(user.keys)
         if user.authorized_keys is not None:
-            keys = AuthorizedKeys.of((*keys.entries, *self._key_file(name, user.authorized_keys)))
+            try:
+                keys = AuthorizedKeys.of(
+                    (*keys.entries, *self._key_file(name, user.authorized_keys))
+                )
+            except ConfigError as error:
+                self._problems.add_error((*location, "authorized_keys"), error)
+                return UserConfig(frozenset(user.groups), keys, user.required_keys)
         by_certificate = any(entry.cert_authority for entry in keys.entries)
         by_certificate |= any(authority.admits(name) for authority in authorities)
+        self._check_number(location, user, keys, by_certificate=by_certificate)
+        return UserConfig(frozenset(user.groups), keys, user.required_keys)
+
+    def _check_number(
+        self,
+        location: Location,
+        user: toml_shape.User,
+        keys: AuthorizedKeys,
+        *,
+        by_certificate: bool,
+    ) -> None:
+        """Refuse a user who could never log in."""
         different = len({entry.key.blob for entry in keys.entries if not entry.cert_authority})
         if not different and not by_certificate:
             self._problems.add(
@@ -258,19 +276,13 @@ class _Reader:
                 f"{user.required_keys} keys have to sign, and there are {different}",
                 "add keys, or write a lower number",
             )
-        return UserConfig(frozenset(user.groups), keys, user.required_keys)
 
     def _key_file(self, user: str, name: str) -> tuple[AuthorizedKey, ...]:
-        location = ("users", user, "authorized_keys")
         path = self._folder / name
-        try:
-            content = read_checked_file(path, UNCHANGED, FILE_LIMIT, "the list of keys")
-            found = parse_authorized_keys(content, str(path))
-        except ConfigError as error:
-            self._problems.add_error(location, error)
-            return ()
+        content = read_checked_file(path, UNCHANGED, FILE_LIMIT, "the list of keys")
+        found = parse_authorized_keys(content, str(path))
         for problem in found.problems:
-            self._problems.warn(location, problem)
+            self._problems.warn(("users", user, "authorized_keys"), problem)
         return found.entries
 
     # -- rules -------------------------------------------------------------------------------------

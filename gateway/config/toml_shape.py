@@ -260,6 +260,8 @@ def shape_problem(error: ErrorDetails) -> tuple[str, str]:
             found = f"{shown} is no time", "write a number of seconds, 0 for no limit"
         case "too_short":
             found = "this list is empty", "write at least one"
+        case "string_too_short":
+            found = "this text is empty", "write at least one character"
         case _ if kind in _WANTED:
             found = f"this is {_kind_of(error['input'])}", f"write {_WANTED[kind]}"
         case _:
