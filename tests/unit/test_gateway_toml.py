@@ -96,8 +96,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     alice = config.user("alice")
     assert alice is not None
     assert (alice.groups, alice.required_keys) == ({"staff"}, 2)
-    assert alice.keys.find(ALICE) is not None
-    assert alice.keys.find(SECOND) is not None
+    assert [entry.key for entry in alice.keys.entries] == [ALICE, SECOND]
     assert config.user("carol") is None
     assert not config.users["b\u00f6b"].keys.entries[0].port_forwarding
     [authority] = config.authorities
@@ -386,7 +385,7 @@ def test_files_that_others_may_change(
             f"{before}{file}: others may {may} {what} (mode {mode:04o}): chmod {remedy} {file}"
         )
     file.chmod(0o600 if remedy == "600" else 0o644)
-    assert read_gateway_toml(path).users["alice"].keys.find(ALICE) is not None
+    assert read_gateway_toml(path).users["alice"].keys.entries[0].key == ALICE
 
 
 def test_a_folder_in_which_others_may_replace_files(tmp_path: Path) -> None:
