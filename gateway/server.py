@@ -23,7 +23,9 @@ from gateway.net.dial import DialError, DialOptions, dial
 from gateway.net.link import Link
 from gateway.net.listen import describe, is_own_address, open_listeners, serve
 from gateway.net.relay import Relay
-from gateway.policy.permit import OpenPolicy, OpenRule, PermissionDenied
+from gateway.policy.key_limits import limits_of
+from gateway.policy.permit import PermissionDenied
+from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Policy, Rule, Subject, deny_wins
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.certificates import Certificate, CertificateError
 from gateway.ssh.messages import DirectTcpip
@@ -56,7 +58,7 @@ class ServerOptions:
     listen: tuple[tuple[str | None, int], ...]
     host_keys: tuple[PrivateKey, ...]
     authorized_keys: AuthorizedKeys
-    permit_open: tuple[OpenRule, ...] = ()
+    permit_open: tuple[Rule, ...] = (EVERYTHING_BUT_THE_BOX,)
     hosts: dict[str, str] = field(default_factory=dict)
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
     preferences: Preferences = SERVER_PREFERENCES
@@ -67,7 +69,7 @@ class Server:
 
     def __init__(self, options: ServerOptions, report: Callable[[events.Event], None]) -> None:
         self.options = options
-        self.policy = OpenPolicy(options.permit_open, is_own_address)
+        self.policy = Policy(options.permit_open, is_own_address)
         self.startups = 0
         self.report = report
         self.budget = Budget()
@@ -177,7 +179,7 @@ class ServerLink:
         if isinstance(key, Certificate):
             line = self._vouched_for(user_name, key)
         else:
-            line = self._server.options.authorized_keys.find(key)
+            line = self._server.options.authorized_keys.find(key, self._address, time.time())
         if line is not None:
             self._candidates[key.fingerprint] = line
         return line is not None
@@ -186,7 +188,8 @@ class ServerLink:
         """Find the CA's line; what line and certificate forbid is forbidden, each by itself."""
         keys = self._server.options.authorized_keys
         try:
-            line, options = keys.find_authority(certificate, user_name, time.time())
+            address, now_s = self._address, time.time()
+            line, options = keys.find_authority(certificate, user_name, address, now_s)
             if not options.allows_address(self._address):
                 raise CertificateError("it may not be used from this address")
             if options.force_command is not None or options.verification_required:
@@ -253,15 +256,14 @@ class ServerLink:
     def _permit(self, target: DirectTcpip, address: IPv4Address | IPv6Address) -> str:
         """Return the rule that allows this, or raise `PermissionDenied`."""
         host, port = target.host_to_connect, target.port_to_connect
-        rule = self._server.policy.check(host, port, address)
-        key = self._key
-        if key is not None and not key.port_forwarding:
-            raise PermissionDenied("denied: authorized_keys forbids forwarding for this key")
-        if key is not None and key.permit_open is not None:
-            wanted = [(host.lower(), port), (str(address), port)]
-            if not any(_names(entry, wanted) for entry in key.permit_open):
-                raise PermissionDenied("denied: permitopen in authorized_keys does not name it")
-        return rule
+        subject = Subject(self._user_name, frozenset(), "", frozenset(), self._address)
+        verdict = deny_wins(
+            self._server.policy.decide_open(subject, host, port, address),
+            limits_of(self._key).decide_open(host, port, address),
+        )
+        if not verdict.allowed:
+            raise PermissionDenied(verdict.reason)
+        return verdict.reason
 
     async def _direct_tcpip(self, channel_id: int, target: DirectTcpip) -> None:
         requested = f"{printable(target.host_to_connect, 255)} port {target.port_to_connect}"
@@ -338,11 +340,3 @@ class ServerLink:
 
         self._relays.add(relay)
         relay.start(ended)
-
-
-def _names(entry: tuple[str, str], wanted: list[tuple[str, int]]) -> bool:
-    """Say whether a ``permitopen`` of authorized_keys names one of the wanted targets."""
-    host, port = entry
-    return any(
-        host.lower() in ("*", name) and port in ("*", str(number)) for name, number in wanted
-    )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.config.addresses import HostPort
-from gateway.policy.permit import OpenPolicy, OpenRule
 from gateway.server import Server, ServerOptions
 from gateway.ssh.authorized_keys import AuthorizedKeys
 
@@ -21,6 +19,7 @@ class PresentServer:
 
     def __init__(self, config: ServerConfig, report: Callable[[events.Event], None]) -> None:
         self._server = Server(_options(config), report)
+        self._server.policy = config.policy
 
     async def run(self) -> None:
         """Listen and serve until cancelled."""
@@ -29,9 +28,7 @@ class PresentServer:
     def apply(self, config: ServerConfig) -> None:
         """Go on with another configuration."""
         self._server.options = _options(config)
-        self._server.policy = OpenPolicy(
-            self._server.options.permit_open, self._server.policy.is_own
-        )
+        self._server.policy = config.policy
 
     async def drain(self, deadline: float) -> None:
         """End at once."""
@@ -39,13 +36,11 @@ class PresentServer:
 
 def _options(config: ServerConfig) -> ServerOptions:
     entries = [entry for user in config.users.values() for entry in user.keys.entries]
-    targets = [HostPort.parse(target.text) for rule in config.policy.rules for target in rule.to]
-    rules = tuple(OpenRule(target.host, target.port) for target in targets)
     return ServerOptions(
         config.listen,
         config.host_keys,
         AuthorizedKeys.of(entries),
-        () if rules == (OpenRule(None, None),) else rules,
+        config.policy.rules,
         dict(config.names),
         config.rekey_limit,
         config.preferences,

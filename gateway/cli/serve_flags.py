@@ -20,7 +20,7 @@ from gateway.config.identities import load_private_key_file
 from gateway.config.server_config import ANY_USER, ServerConfig, UserConfig
 from gateway.errors import ConfigError, printable
 from gateway.net.listen import is_own_address
-from gateway.policy.rules import Action, Policy, Rule, parse_target
+from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Action, Policy, Rule, parse_target
 from gateway.ssh import algorithms
 from gateway.ssh.algorithms import Preferences
 from gateway.ssh.authorized_keys import parse_authorized_keys
@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> list[str]:
         help="who may log in: any user name is taken, the key decides")  # fmt: skip
     add("--permit-open", action="append", metavar="HOST:PORT",
         help="a target that may be opened (repeatable, * allowed); without any, everything "
-        "but the box itself and link-local addresses")  # fmt: skip
+        "but the box itself, link-local addresses and ports for mail")  # fmt: skip
     add("--host", action="append", metavar="NAME=ADDRESS",
         help="a name that only this server resolves (repeatable)")  # fmt: skip
     for what, (known, _) in _ALGORITHMS.items():
@@ -98,15 +98,14 @@ def config_from_flags(arguments: argparse.Namespace) -> ServerConfig:
 
 def _policy(permit_open: list[str]) -> Policy:
     """Return a rule for each flag; without any, one for everything but the box itself."""
-    rules = [HostPort.parse(text, where="--permit-open") for text in permit_open]
-    allowed = [(f"--permit-open {rule}", str(rule)) for rule in rules]
-    return Policy(
-        tuple(
-            Rule(name, allow=True, action=Action.OPEN, to=(parse_target(target),))
-            for name, target in allowed or [("no --permit-open", "*:*")]
-        ),
-        is_own_address,
-    )
+    rules = tuple(map(_permit_open, permit_open)) or (EVERYTHING_BUT_THE_BOX,)
+    return Policy(rules, is_own_address)
+
+
+def _permit_open(text: str) -> Rule:
+    target = str(HostPort.parse(text, where="--permit-open"))
+    to = (parse_target(target, where="--permit-open"),)
+    return Rule(f"--permit-open {target}", allow=True, action=Action.OPEN, to=to)
 
 
 def _preferences(arguments: argparse.Namespace) -> Preferences:

@@ -318,8 +318,10 @@ def test_known_hosts(text, host, port):
 def test_authorized_keys(text):
     keys = parse_authorized_keys(text, "name")
     assert all(problem.isprintable() for problem in keys.problems)
-    found = keys.find(KEY.public)
-    assert found == next((entry for entry in keys.entries if entry.key == KEY.public), None)
+    found = keys.find(KEY.public, "192.0.2.1", 0.0)
+    lines_of_key = (entry for entry in keys.entries if entry.key == KEY.public)
+    usable = (entry for entry in lines_of_key if not entry.refusal("192.0.2.1", 0.0))
+    assert found == next(usable, None)
     lines = text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
     for entry in keys.entries:
         line = lines.split("\n")[entry.line - 1].strip(" \t\r")

@@ -112,8 +112,8 @@ def test_ssh_without_n_is_told_that_there_is_no_shell(serve: Endpoint) -> None:
 def test_ssh_is_told_why_a_target_was_not_opened(serve: Endpoint) -> None:
     for target, reason in (
         (f"127.0.0.1:{free_port()}", b"Connection refused"),
-        (f"{UNKNOWN_NAME}:1", b"denied: no --permit-open names it|name resolution|not known"),
-        ("192.0.2.1:1", b"denied: no --permit-open names it"),
+        (f"{UNKNOWN_NAME}:1", b"denied: no rule allows|name resolution|not known"),
+        ("192.0.2.1:1", b"denied: no rule allows root to open 192.0.2.1 port 1"),
     ):
         result = ssh(serve, "-W", target, "root@127.0.0.1")
         assert result.returncode == 255
@@ -214,7 +214,7 @@ def test_asyncssh_as_the_client(serve: Endpoint) -> None:
             with pytest.raises(asyncssh.ChannelOpenError, match="Connection refused") as refused:
                 await connection.open_connection("127.0.0.1", free_port())
             assert refused.value.code == asyncssh.OPEN_CONNECT_FAILED
-            with pytest.raises(asyncssh.ChannelOpenError, match="no --permit-open") as denied:
+            with pytest.raises(asyncssh.ChannelOpenError, match="no rule allows anybody") as denied:
                 await connection.open_connection("192.0.2.1", 1)
             assert denied.value.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
             with pytest.raises(asyncssh.ChannelOpenError, match="no shell"):
