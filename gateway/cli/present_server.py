@@ -30,7 +30,7 @@ class PresentServer:
         self._server.options = _options(config)
         self._server.policy = config.policy
 
-    async def drain(self, deadline: float) -> None:
+    async def drain(self, deadline_s: float | None = None) -> None:
         """End at once."""
 
 

@@ -34,8 +34,8 @@ class Running(Protocol):
     def apply(self, config: ServerConfig) -> None:
         """Go on with another configuration."""
 
-    async def drain(self, deadline: float) -> None:
-        """Take no more links and wait for the channels to end, to a time on trio's clock."""
+    async def drain(self, deadline_s: float | None = None) -> None:
+        """Take no more links and wait so long for the channels to end."""
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -125,7 +125,7 @@ async def serve_until_signal(server: Running, config: ServerConfig, path: Path |
                 if number == signal.SIGTERM or path is None:
                     break
                 config = _reload(server, config, path)
-            await _drain(server, trio.current_time() + config.limits.drain_s, signals)
+            await _drain(server, config.limits.drain_s, signals)
             nursery.cancel_scope.cancel()
     return 0
 
@@ -146,7 +146,7 @@ def _reload(server: Running, config: ServerConfig, path: Path) -> ServerConfig:
     return new
 
 
-async def _drain(server: Running, deadline: float, signals: AsyncIterator[int]) -> None:
+async def _drain(server: Running, deadline_s: float, signals: AsyncIterator[int]) -> None:
     say("waiting for open channels to end; another SIGTERM ends them")
     async with trio.open_nursery() as nursery:
 
@@ -156,7 +156,7 @@ async def _drain(server: Running, deadline: float, signals: AsyncIterator[int]) 
                     nursery.cancel_scope.cancel()
 
         nursery.start_soon(end_at_once)
-        await server.drain(deadline)
+        await server.drain(deadline_s)
         nursery.cancel_scope.cancel()
 
 

@@ -57,6 +57,10 @@ GOODBYE_DEADLINE_S: Final = 1.0  # for DISCONNECT to leave
 # the last small thing arrived, which a delayed acknowledgement tells 40 ms late.
 SMALL_BATCH: Final = 4096  # bytes received at once
 LONG_RTT_S: Final = 0.005  # not worth a packet below; infinite while unknown
+# A turn is little enough that most have as much to send when theirs comes, and each has several of
+# them while what may be in flight goes out once.
+LARGEST_TURN: Final = 64 * 1024  # bytes
+TURNS: Final = 16
 BATCHES_AT_ONCE: Final = 4  # received before other links have their turn
 
 _link_ids = count(1)
@@ -329,7 +333,10 @@ class Link:
         self.protocol.inbound.idle()
 
     def _give_turns(self) -> None:
-        if self.turns.give(self.protocol.outbound, self.protocol.connection):
+        outbound, connection = self.protocol.outbound, self.protocol.connection
+        self.turns.give(outbound, connection)
+        self.flush()
+        if self.turns.may_go_on(outbound, connection):
             poller.current().again(self._give_turns)
 
     async def _watch(self) -> None:
@@ -423,10 +430,12 @@ class Link:
         self.turns.discard()
 
     def bulk_limit(self) -> int:
-        """How many bytes of channel data the path takes now; not more than 0 if none."""
-        connection, outbound = self.protocol.connection, self.protocol.outbound
-        meter = connection.meter
-        return min(meter.send_until - outbound.data_total, meter.send_step)
+        """How many bytes the path takes now from one that sends much; a turn, if others wait."""
+        meter = self.protocol.connection.meter
+        limit = min(meter.send_until - self.protocol.outbound.data_total, meter.send_step)
+        if self.turns.has_bulk:
+            limit = min(limit, LARGEST_TURN, meter.target_out // TURNS)
+        return max(limit, 0)
 
     def close(self, reason: str = "closed by us") -> None:
         """End the link; ``run`` returns soon after."""

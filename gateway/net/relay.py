@@ -137,8 +137,7 @@ class Relay:
                 self._may_have_input = True
                 if event & poller.ENDED:
                     self._has_ended_input = True
-                if not self._waits_for_turn:
-                    self._upload()
+                self._upload()
         except Exception:
             self._break()
             raise
@@ -147,13 +146,23 @@ class Relay:
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
-        self._upload()
+        self._send_batches()
 
     def _wait_for_turn(self) -> None:
         self._waits_for_turn = True
         self._link.turns.wait(self._take_turn, is_bulk=self._is_bulk)
 
     def _upload(self) -> None:
+        """Something that was missing is there: input or credit. Nobody overtakes those who wait."""
+        if self._waits_for_turn:
+            return
+        if self._is_bulk and self._link.turns.has_bulk:
+            self._wait_for_turn()
+        else:
+            self._send_batches()
+            self._link.flush()
+
+    def _send_batches(self) -> None:
         """Read and send while there is input, credit and room, a few batches at most."""
         link, channel = self._link, self._port.channel
         for _ in range(BATCHES_AT_ONCE):
@@ -166,10 +175,10 @@ class Relay:
             if not rooms:
                 return
             self._send_batch(rooms)
-            link.flush()
             if self._is_bulk and link.turns.has_bulk:
                 self._wait_for_turn()
-                return
+                return  # whoever gives the turns flushes once for all
+            link.flush()
         self._poller.again(self._upload)
 
     def _wait_for_rooms(self) -> list[memoryview]:
@@ -184,8 +193,8 @@ class Relay:
         return rooms
 
     def _limit(self) -> int:
-        """How much the path takes now, for who sends much."""
-        return max(self._link.bulk_limit(), 0) if self._is_bulk else BULK
+        """How much may go now."""
+        return self._link.bulk_limit() if self._is_bulk else BULK
 
     def _send_batch(self, rooms: list[memoryview]) -> None:
         if self._early_data:

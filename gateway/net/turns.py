@@ -44,19 +44,23 @@ class Turns:
         """Whether anybody waits for a turn as bulk."""
         return bool(self._bulk)
 
-    def give(self, outbound: Outbound, connection: Connection) -> bool:
-        """Give each who waits one turn, as far as there is room; say whether there is for more."""
+    def give(self, outbound: Outbound, connection: Connection) -> None:
+        """Give each who waits one turn, as far as there is room. They do not flush."""
         for _ in range(len(self._small)):
             if outbound.accepts_data:
                 self._small.popleft()()
         for _ in range(len(self._bulk)):
             if outbound.accepts_data and connection.may_send_bulk:
                 self._bulk.popleft()()
-        may_send_bulk = outbound.accepts_data and connection.may_send_bulk
-        if self._tasks and may_send_bulk:
+        if self._tasks and outbound.accepts_data and connection.may_send_bulk:
             self._tasks.unpark_all()
         self.are_awaited = bool(self._small or self._bulk or self._tasks)
-        return bool((self._small and outbound.accepts_data) or (self._bulk and may_send_bulk))
+
+    def may_go_on(self, outbound: Outbound, connection: Connection) -> bool:
+        """Whether somebody waits for what there is."""
+        return outbound.accepts_data and bool(
+            self._small or (self._bulk and connection.may_send_bulk)
+        )
 
     def discard(self) -> None:
         """Forget who waits: the link is lost, and they know."""

@@ -68,7 +68,10 @@ class KeyLimits:
         return self._decide(request, self.permit_open, "permitopen")
 
     def decide_listen(self, bind_host: str, port: int) -> Verdict:
-        """Decide about a listener; port 0 needs a ``permitlisten`` for all ports."""
+        """Decide about a listener; port 0 needs a ``permitlisten`` for all ports.
+
+        One for 127.0.0.1 or ::1 is one for "localhost" too, which sshd compares as text.
+        """
         return self._decide(ListenRequest.make(bind_host, port), self.permit_listen, "permitlisten")
 
     def decide_tun(self, kind: str, unit: int | None = None) -> Verdict:

@@ -153,6 +153,8 @@ def parse_target(text: str, action: Action = Action.OPEN, *, where: str = "") ->
     "host:ports" to open and to listen, a kind of device for tun, a path for unix. `ConfigError`
     says what is wrong, and what to write instead.
     """
+    if not text.isprintable():
+        raise _error(f"{_shown(text)} has a character that cannot be seen", "remove it", where)
     if action is Action.TUN:
         if text not in (ANY, *TUN_KINDS):
             raise _error(f"{_shown(text)} is no kind of device", "write tun, tap or *", where)
@@ -250,7 +252,7 @@ def _error(problem: str, remedy: str, where: str) -> ConfigError:
 
 def path_problem(path: str) -> str:
     """Say why a path is none that rules can speak about, or "" if it is one."""
-    if "\0" in path or len(path.encode("utf-8", "surrogatepass")) > MAXIMUM_SOCKET_PATH_BYTES:
+    if not path.isprintable() or len(path.encode()) > MAXIMUM_SOCKET_PATH_BYTES:
         return "not the path of a socket"
     first, *parts = path.split("/")
     if first or not parts or any(part in ("", ".", "..") for part in parts):

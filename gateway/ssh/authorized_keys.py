@@ -2,7 +2,8 @@
 
 The rule above all others: a line that is not understood completely lets nobody in. An option that
 cannot be honoured here makes its key useless rather than free, and the same key further down stays
-useless too, for sshd would have taken the first line and its restriction.
+useless too, for sshd would have taken the first line and its restriction. A line that is understood
+and says no, by from= or expiry-time=, is passed over, as sshd does it.
 
 Read as OpenSSH does it: auth_check_authkey_line in auth2-pubkeyfile.c, sshkey_advance_past_options
 in authfile.c, sshauthopt_parse in auth-options.c, auth_authorise_keyopts in auth.c and

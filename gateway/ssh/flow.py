@@ -49,6 +49,7 @@ KIB: Final = 1024
 # ---- windows, in bytes ---------------------------------------------------------------------------
 MINIMUM_TARGET: Final = 64 * KIB  # of a link: two of them, one arrives, one is on its way
 INITIAL_WINDOW: Final = 256 * KIB  # while nothing is known: 0.1 s of queue at 20 Mbit/s
+INITIAL_LIMIT: Final = 512 * KIB  # … of what we send, which can be taken back
 MAXIMUM_WINDOW: Final = 64 * 1024 * KIB  # 320 MB/s at 100 ms
 DRAINED_WINDOW: Final = 2 * KIB  # of a channel while the queue drains
 UNLIMITED: Final = 1 << 62
@@ -91,12 +92,12 @@ class _Rate:
 
     __slots__ = ("_old_peak", "_peak", "_rates", "loaded_rounds", "target")
 
-    def __init__(self) -> None:
+    def __init__(self, target: int) -> None:
         self._rates: deque[float] = deque(maxlen=RATE_ROUNDS)
         self._peak = 0.0
         self._old_peak = 0.0
         self.loaded_rounds = 0  # in which the target counts as used
-        self.target = INITIAL_WINDOW
+        self.target = target
 
     @property
     def rate(self) -> float:
@@ -139,7 +140,7 @@ class PathMeter:
 
     def __init__(self) -> None:
         self.target_in = INITIAL_WINDOW
-        self.target_out = INITIAL_WINDOW
+        self.target_out = INITIAL_LIMIT
         self.send_until = UNLIMITED
         self.send_step = UNLIMITED
         self.min_rtt_s = inf
@@ -150,8 +151,8 @@ class PathMeter:
         self.is_lost = False  # the peer does not answer
         self.is_draining = False
         self._is_refilling = False  # this round began while draining
-        self._in = _Rate()
-        self._out = _Rate()
+        self._in = _Rate(INITIAL_WINDOW)
+        self._out = _Rate(INITIAL_LIMIT)
         self._probes: deque[Probe] = deque()
         self._newest = Probe(-inf, 0, 0)
         self._delivered_out = 0  # known to be
