@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import json
 import os
@@ -15,6 +16,7 @@ from gateway.cli.terminal import EXIT_FAILURE, Parser, say_error
 from gateway.config.addresses import check_user_name
 from gateway.config.identities import load_public_key_file
 from gateway.errors import ConfigError, printable
+from gateway.policy.limits import Limits
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey
 from gateway.ssh.known_hosts import format_line
@@ -70,12 +72,8 @@ groups = ["staff"]
 # key = "ssh-ed25519 AAAA... our CA"
 # users = ["*"]
 
-# [limits]
-# login_grace_s = 60               # from the connection to the end of the login
-# max_auth_tries = 6
-# idle_timeout_s = 0               # 0: none
-# maximum_lifetime_s = 0           # 0: none
-# drain_s = 30                     # after SIGTERM
+# [limits]                         # these are the defaults; ..._s in seconds
+{limits}
 """
 
 
@@ -150,6 +148,9 @@ def _make(folder: Path, user: str, key: PublicKey) -> PrivateKey:
         user=user if re.fullmatch("[A-Za-z0-9_-]+", user) else _quoted(user),
         quoted_user=_quoted(user),
         key_file=_quoted(key_file),
+        limits="\n".join(
+            f"# {field.name} = {json.dumps(field.default)}" for field in dataclasses.fields(Limits)
+        ),
     )
     files = {
         folder / HOST_KEY: encode_private_key_file(host_key),

@@ -17,16 +17,19 @@ from gateway.cli.explain import run_explain
 from gateway.cli.serve import run_serve, serve_until_signal
 from gateway.config.gateway_toml import read_gateway_toml
 from gateway.config.server_config import ServerConfig
+from gateway.config.toml_shape import Authority, File, Rule, User
 from gateway.policy.limits import Limits
 from tests.interop.targets import Target, echo, need
 from tests.support.programs import (
     GATEWAY,
+    USER,
     Endpoint,
     Keys,
     client_options,
     make_keys,
     run_gateway,
     running,
+    running_connect,
 )
 
 if TYPE_CHECKING:
@@ -90,6 +93,22 @@ def test_init_makes_files_for_their_owner_only_and_says_what_to_do(home: Path) -
 def test_any_user_name_stands_in_the_file_as_it_is(home: Path, user: str) -> None:
     init(home / "box", "--user", user, "--key", str(home / ".ssh" / "id_ed25519"))
     assert list(read_gateway_toml(home / "box" / "gateway.toml").users) == [user]
+
+
+def test_the_file_shows_every_key(home: Path) -> None:
+    init(home / "box", "--user", "alice")
+    path = home / "box" / "gateway.toml"
+    text = path.read_text()
+    keys = {*File.model_fields, *User.model_fields, *Authority.model_fields, *Rule.model_fields}
+    keys -= {"users", "rules", "authorities", "limits", "names", "principals"}  # tables; in words
+    keys |= set(Limits.__dataclass_fields__)
+    shown = set(re.findall(r"(?m)^(?:# )?([a-z_]+) = ", text)) | {"deny"}
+    assert keys - shown == set()
+    # The limits that it shows are the ones that hold.
+    path.write_text(re.sub(r"(?m)^# (?=\[limits\]|[a-z_]+_s = |startups|per_|max|pen|[a-z]+_per)",
+                           "", text))  # fmt: skip
+    assert path.read_text().count("\n# ") < text.count("\n# ") - len(Limits.__dataclass_fields__)
+    assert read_gateway_toml(path).limits == Limits()
 
 
 def test_init_never_overwrites(home: Path) -> None:
@@ -243,6 +262,25 @@ def test_a_stock_ssh_logs_in_and_reaches_a_target(served: tuple[Path, Endpoint])
     with Target(echo) as target:
         result = through(server, target.port, b"there and back")
     assert (result.returncode, result.stdout) == (0, b"there and back"), result.stderr
+
+
+def test_strict_is_post_quantum_or_nothing(home: Path) -> None:
+    init(home / "box", "--user", USER)
+    path = home / "box" / "gateway.toml"
+    text = path.read_text().replace('"*:2222"', '"127.0.0.1:0"')
+    path.write_text(text.replace('algorithms = "default"', 'algorithms = "strict"'))
+    with running(*GATEWAY, "serve", "-c", str(path)) as program:
+        port = int(program.wait_line(r"listening on 127\.0\.0\.1:(\d+)")[1])
+        server = Endpoint(program, port, Keys(home / ".ssh"))
+        with running_connect(server, "-v") as proxy:
+            proxy.program.wait_line("mlkem768x25519-sha256")
+        result = subprocess.run(
+            [need("ssh"), *client_options(server), "-o", "KexAlgorithms=curve25519-sha256",
+             "-N", f"{USER}@127.0.0.1"],
+            capture_output=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert result.returncode == 255
+    assert b"no matching key exchange method found" in result.stderr
 
 
 def test_sighup_takes_a_good_file_and_refuses_a_bad_one(served: tuple[Path, Endpoint]) -> None:
