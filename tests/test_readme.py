@@ -26,7 +26,7 @@ from tests.support.programs import (
 
 ROOT = Path(__file__).parent.parent
 PAGE = b"<p>the intranet page</p>"
-FIXED_PORTS = (6000, 2222)
+FIXED_PORTS = (6000, 2222, 8080)
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 
@@ -182,7 +182,7 @@ def from_config(home):
 
 @contextlib.contextmanager
 def jump_box(home):
-    [command] = [line for line in readme_commands() if "gateway serve" in line]
+    [command] = [line for line in readme_commands() if "gateway serve --listen" in line]
     with staying(home, command, r"listening on .*:2222"):
         yield
 
@@ -200,6 +200,51 @@ def through_the_box(command):
             assert result.returncode == 97  # the box itself is not reachable without a rule
 
     return run
+
+
+INIT = ".venv/bin/gateway init box --user alice"
+SERVE = ".venv/bin/gateway serve -c box/gateway.toml"
+EXPLAIN = ".venv/bin/gateway explain -c box/gateway.toml alice open intranet.example:80"
+FORWARD = "ssh -N -L 8080:intranet.example:80 -p 2222 alice@jump"
+INTRANET = """
+[[rules]]
+id = "intranet"
+allow = "open"
+to = ["intranet.example:80"]
+[names]
+"intranet.example" = "127.0.0.2"
+"""
+
+
+def init(home):
+    shutil.rmtree(home / "box", ignore_errors=True)
+    result = shell(home, INIT)
+    assert result.returncode == 0, result.stderr
+    assert "gateway serve -c box/gateway.toml" in result.stdout
+    with (home / "box" / "gateway.toml").open("a") as file:
+        file.write(INTRANET)
+
+
+def explain(home):
+    init(home)
+    result = shell(home, EXPLAIN)
+    assert (result.returncode, "intranet" in result.stdout) == (0, True), result.stderr
+
+
+def forward(home):
+    init(home)
+    known_hosts = home / ".ssh" / "known_hosts"
+    before = known_hosts.read_text() if known_hosts.exists() else ""
+    known_hosts.write_text("")  # another key was at this port
+    try:
+        with (
+            staying(home, SERVE, r"listening on .*:2222"),
+            staying(home, FORWARD, "Entering interactive session"),
+        ):
+            result = shell(home, "curl -sS http://localhost:8080/")
+            assert result.stdout.encode() == PAGE, result.stderr
+    finally:
+        known_hosts.write_text(before)
 
 
 def remote_command(home):
@@ -226,6 +271,10 @@ ACTIONS = {
         ".venv/bin/gateway connect -N -D 6000 -p 2222 alice@jump"
     ),
     "ssh -N -D 6000 -p 2222 alice@jump": through_the_box("ssh -N -D 6000 -p 2222 alice@jump"),
+    INIT: init,
+    SERVE: forward,
+    EXPLAIN: explain,
+    FORWARD: forward,
     ".venv/bin/gateway connect server uptime": remote_command,
 }
 

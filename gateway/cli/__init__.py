@@ -13,6 +13,8 @@ USAGE: Final = """\
 usage: gateway connect [options] [user@]host [command]   a proxy or a tunnel over an SSH login
        gateway serve [options]                           the SSH server of a jump box
        gateway audit verify|show|key FOLDER              its audit log
+       gateway init DIR                                  a gateway.toml to begin with
+       gateway explain [-c FILE] USER open HOST:PORT     may USER do that, and by which rule
        gateway --version
 
 `gateway COMMAND --help` lists the options of a command.
@@ -25,28 +27,28 @@ def main() -> int:
     gc.disable()  # what a start makes stays: nothing to find until `terminal.run`
     arguments = sys.argv[1:]
     command = arguments[0] if arguments else ""
-    match command:
+    match command:  # one command, its imports
         case "connect":
-            from gateway.cli.connect import run_connect  # noqa: PLC0415 - one command, its imports
-
-            return run_connect(arguments[1:])
+            from gateway.cli.connect import run_connect as run_command  # noqa: PLC0415
         case "serve":
-            from gateway.cli.serve import run_serve  # noqa: PLC0415
-
-            return run_serve(arguments[1:])
+            from gateway.cli.serve import run_serve as run_command  # noqa: PLC0415
+        case "init":
+            from gateway.cli.init import run_init as run_command  # noqa: PLC0415
+        case "explain":
+            from gateway.cli.explain import run_explain as run_command  # noqa: PLC0415
         case "audit":
-            from gateway.cli.audit import run_audit  # noqa: PLC0415
-
-            return run_audit(arguments[1:])
+            from gateway.cli.audit import run_audit as run_command  # noqa: PLC0415
         case "--version" | "-V":
             print(f"gateway {__version__}")
             return 0
         case "--help" | "-h" | "help":
             print(USAGE, end="")
             return 0
-    problem = f"there is no command {command!r}" if command else "a command is missing"
-    print(f"gateway: {problem}: see gateway --help", file=sys.stderr)
-    return 255
+        case _:
+            problem = f"there is no command {command!r}" if command else "a command is missing"
+            print(f"gateway: {problem}: see gateway --help", file=sys.stderr)
+            return 255
+    return run_command(arguments[1:])
 
 
 def _fill_standard_descriptors() -> None:

@@ -1,171 +1,125 @@
-"""`gateway serve`: a jump box from flags alone."""
+"""`gateway serve`: the SSH server of a jump box, from a file or from flags, and its signals."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
+import signal
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Protocol
+
+import trio
 
 from gateway import events
-from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, start_logging
-from gateway.config.addresses import (
-    ALL_INTERFACES,
-    HostPort,
-    ListenAddress,
-    check_real_host,
-    is_address,
-)
-from gateway.config.identities import load_private_key_file
+from gateway.cli.serve_flags import add_flags, config_from_flags
+from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, say_error, start_logging
 from gateway.errors import ConfigError, printable
-from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Action, Rule, parse_target
 from gateway.server import Server, ServerOptions
-from gateway.ssh import algorithms
-from gateway.ssh.algorithms import Preferences
-from gateway.ssh.authorized_keys import parse_authorized_keys
-from gateway.ssh.keyfiles import encode_private_key_file
-from gateway.ssh.keys import PrivateKey
-from gateway.ssh.transport import RekeyLimit
+from gateway.serving.people import ConfiguredPeople
+from gateway.ssh.authorized_keys import AuthorizedKeys
 
 if TYPE_CHECKING:
-    from gateway.ssh.authorized_keys import AuthorizedKeys
+    import argparse
+    from collections.abc import AsyncIterator, Callable
+
+    from gateway.config.server_config import ServerConfig
 
 log = logging.getLogger(__name__)
 
-# What may be chosen, best first, and what is offered without a choice. A server has no group
-# exchange: it would need a list of primes of its own.
-_ALGORITHMS: Final = {
-    "kex": (
-        tuple(name for name in algorithms.DEFAULT_KEX if "group-exchange" not in name),
-        algorithms.SERVER_PREFERENCES.kex,
-    ),
-    "ciphers": (algorithms.DEFAULT_CIPHERS, algorithms.SERVER_PREFERENCES.ciphers),
-    "macs": (algorithms.DEFAULT_MACS, algorithms.SERVER_PREFERENCES.macs),
-}
+
+class ConfiguredServer:
+    """A `Server` that takes a `ServerConfig`."""
+
+    def __init__(self, config: ServerConfig, report: Callable[[events.Event], None]) -> None:
+        self._server = Server(_options(config), report)
+
+    async def run(self) -> None:
+        """See `Running`."""
+        await self._server.run()
+
+    def apply(self, config: ServerConfig) -> None:
+        """See `Running`."""
+        self._server.apply(_options(config))
+
+    async def drain(self, deadline_s: float | None = None) -> None:
+        """See `Running`."""
+        await self._server.drain(deadline_s)
 
 
-def _parser() -> Parser:
+def _options(config: ServerConfig) -> ServerOptions:
+    return ServerOptions(
+        config.listen,
+        config.host_keys,
+        AuthorizedKeys.of(()),
+        hosts=dict(config.names),
+        rekey_limit=config.rekey_limit,
+        preferences=config.preferences,
+        limits=config.limits,
+        policy=config.policy,
+        people=ConfiguredPeople(config),
+    )
+
+
+class Running(Protocol):
+    """What signals ask of a server."""
+
+    async def run(self) -> None:
+        """Listen and serve until cancelled."""
+
+    def apply(self, config: ServerConfig) -> None:
+        """Go on with another configuration."""
+
+    async def drain(self, deadline_s: float | None = None) -> None:
+        """Take no more links and wait so long for the channels to end."""
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="gateway serve",
         description="The SSH server of a jump box: tunnels for the keys you name, and no shell.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--listen", action="append", metavar="ADDRESS:PORT",
-        help="accept SSH here (repeatable; default *:2222); port 0 takes a free one")  # fmt: skip
-    add("--host-key", required=True, type=Path, metavar="FILE",
-        help="the server's private key; made if the file is missing")  # fmt: skip
-    add("--authorized-keys", required=True, type=Path, metavar="FILE",
-        help="who may log in: any user name is taken, the key decides")  # fmt: skip
-    add("--permit-open", action="append", default=[], metavar="HOST:PORT",
-        help="a target that may be opened (repeatable, * allowed); without any, everything "
-        "but the box itself, link-local addresses and ports for mail")  # fmt: skip
-    add("--host", action="append", default=[], metavar="NAME=ADDRESS",
-        help="a name that only this server resolves (repeatable)")  # fmt: skip
-    for what, (known, _) in _ALGORITHMS.items():
-        add(f"--{what}", metavar="LIST", help=f"of: {','.join(known)}")
-    add("--rekey-bytes", type=int, metavar="BYTES", help=argparse.SUPPRESS)
     add("-v", dest="verbose", action="count", default=0, help="say more")
-    return parser
+    add("-c", dest="config", type=Path, metavar="FILE",
+        help="read everything from a gateway.toml, as `gateway init` makes one; SIGHUP reads it "
+        "again, and SIGTERM lets open channels end")  # fmt: skip
+    add("--check", action="store_true",
+        help="only read FILE and all that it names, and say what would be done")  # fmt: skip
+    flags = add_flags(parser)
+    parsed = parser.parse_args(arguments)
+    if parsed.config is None:
+        if parsed.check:
+            parser.error("--check goes with -c FILE only")
+    elif any(getattr(parsed, name) is not None for name in flags):
+        parser.error("with -c FILE everything else stands in FILE, and no flag goes with it but -v")
+    return parsed
 
 
-def _preferences(arguments: argparse.Namespace) -> Preferences:
-    """Return what the server offers; every name must be one that we have."""
-    chosen = []
-    for what, (known, default) in _ALGORITHMS.items():
-        names = tuple(getattr(arguments, what).split(",")) if getattr(arguments, what) else default
-        for name in names:
-            if name not in known:
-                raise ConfigError(
-                    f"{printable(name, 80)} is not one of ours",
-                    where=f"--{what}",
-                    remedy=f"choose from {', '.join(known)}",
-                )
-        chosen.append(names)
-    return Preferences(kex=chosen[0], ciphers=chosen[1], macs=chosen[2])
+def _read_config(path: Path) -> ServerConfig:
+    from gateway.config.gateway_toml import read_gateway_toml  # noqa: PLC0415 - pydantic is slow
+
+    return read_gateway_toml(path)
 
 
-def _load_host_key(path: Path) -> PrivateKey:
-    try:
-        file = load_private_key_file(path)
-    except FileNotFoundError:
-        return _make_host_key(path)
-    if file.is_encrypted:
-        raise ConfigError(
-            "the host key has a passphrase, and a server cannot be asked for one",
-            where=str(path),
-            remedy=f"remove it with: ssh-keygen -p -f {path}",
-        )
-    return file.decrypt()
+def _say_warnings(config: ServerConfig) -> None:
+    for warning in config.warnings:
+        say(f"warning: {warning}")
 
 
-def _make_host_key(path: Path) -> PrivateKey:
-    key = PrivateKey.generate(os.urandom)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(encode_private_key_file(key))
-    except OSError as error:
-        raise ConfigError(
-            f"the host key cannot be made: {error.strerror}",
-            where=str(path),
-            remedy="name a file in a folder that you may write, with --host-key FILE",
-        ) from error
-    say(f"made the host key {path}")
-    return key
-
-
-def _load_authorized_keys(path: Path) -> AuthorizedKeys:
-    try:
-        keys = parse_authorized_keys(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(
-            f"the list of keys cannot be read: {error.strerror}",
-            where=str(path),
-            remedy="name a file of public keys, one a line, with --authorized-keys FILE",
-        ) from error
-    for problem in keys.problems:
-        log.warning("%s", problem)
-    if not keys.entries:
-        raise ConfigError(
-            "it holds no usable key, so nobody could log in",
-            where=str(path),
-            remedy="add a line like the one in ~/.ssh/id_ed25519.pub",
-        )
-    return keys
-
-
-def _parse_host(text: str) -> tuple[str, str]:
-    name, equals, address = text.partition("=")
-    where = f"--host {printable(text, 80)}"
-    if not equals or not is_address(address):
-        raise ConfigError("this is not NAME=ADDRESS", where=where, remedy="as in db=10.0.0.5")
-    return check_real_host(name, where=where).rstrip("."), address
-
-
-def _permit_open(text: str) -> Rule:
-    target = str(HostPort.parse(text, where="--permit-open"))
-    to = (parse_target(target, where="--permit-open"),)
-    return Rule(f"--permit-open {target}", True, Action.OPEN, to)
-
-
-def _options(arguments: argparse.Namespace) -> ServerOptions:
-    listen = [
-        ListenAddress.parse(text, where="--listen", lowest_port=0)
-        for text in arguments.listen or ["*:2222"]
+def summary(config: ServerConfig) -> list[str]:
+    """Return a few lines that say what a server with this configuration does."""
+    keys = sum(len(user.keys.entries) for user in config.users.values())
+    listen = (f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+              for host, port in config.listen)  # fmt: skip
+    return [
+        f"listen on {', '.join(listen)}",
+        *(f"host key {key.public.algorithm} {key.public.fingerprint}" for key in config.host_keys),
+        f"key exchange {', '.join(config.preferences.kex)}",
+        f"users: {len(config.users)}, keys: {keys}, authorities: {len(config.authorities)}",
+        f"rules: {len(config.policy.rules)}, names: {len(config.names)}",
+        f"audit log in {config.audit}" if config.audit else "no audit log",
     ]
-    rules = tuple(map(_permit_open, arguments.permit_open)) or (EVERYTHING_BUT_THE_BOX,)
-    return ServerOptions(
-        tuple((address.host or ALL_INTERFACES, address.port) for address in listen),
-        (_load_host_key(arguments.host_key),),
-        _load_authorized_keys(arguments.authorized_keys),
-        rules,
-        dict(map(_parse_host, arguments.host)),
-        RekeyLimit(bytes=arguments.rekey_bytes),
-        _preferences(arguments),
-    )
 
 
 def _report(event: events.Event) -> None:
@@ -193,20 +147,68 @@ def _report(event: events.Event) -> None:
             log.info("link %d: %s closed: %s", link_id, peer, reason)
 
 
-async def _serve(options: ServerOptions) -> int:
-    await Server(options, _report).run()
+# ---- signals -------------------------------------------------------------------------------------
+
+
+async def serve_until_signal(server: Running, config: ServerConfig, path: Path | None) -> int:
+    """Serve; SIGHUP reads ``path`` again, SIGTERM drains, and a second one ends at once."""
+    numbers = [signal.SIGTERM] if path is None else [signal.SIGTERM, signal.SIGHUP]
+    with trio.open_signal_receiver(*numbers) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            async for number in signals:
+                if number == signal.SIGTERM or path is None:
+                    break
+                config = _reload(server, config, path)
+            await _drain(server, config.limits.drain_s, signals)
+            nursery.cancel_scope.cancel()
     return 0
+
+
+def _reload(server: Running, config: ServerConfig, path: Path) -> ServerConfig:
+    """Return the configuration that the server has from now on; the old one after an error."""
+    from gateway.config.gateway_toml import reload  # noqa: PLC0415 - as above
+
+    try:
+        new = reload(path, config)
+    except ConfigError as error:
+        say_error(error)
+        say(f"{path}: not read again, everything stays as it was")
+        return config
+    server.apply(new)
+    _say_warnings(new)
+    say(f"{path}: read again")
+    return new
+
+
+async def _drain(server: Running, deadline_s: float, signals: AsyncIterator[int]) -> None:
+    say("waiting for open channels to end; another SIGTERM ends them")
+    async with trio.open_nursery() as nursery:
+
+        async def end_at_once() -> None:
+            async for number in signals:
+                if number == signal.SIGTERM:
+                    nursery.cancel_scope.cancel()
+
+        nursery.start_soon(end_at_once)
+        await server.drain(deadline_s)
+        nursery.cancel_scope.cancel()
 
 
 def run_serve(arguments: list[str]) -> int:
     """Run the command; return its exit status."""
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = _parse(arguments)
         start_logging((logging.WARNING, logging.INFO, logging.DEBUG)[min(parsed.verbose, 2)])
-        options = _options(parsed)
+        config = _read_config(parsed.config) if parsed.config else config_from_flags(parsed)
     except ConfigError as error:
-        say(str(error))
+        say_error(error)
         return EXIT_FAILURE
-    for key in options.host_keys:
+    _say_warnings(config)
+    if parsed.check:
+        print("\n".join(summary(config)))
+        return 0
+    for key in config.host_keys:
         say(f"host key {key.public.algorithm} {key.public.fingerprint}")
-    return run(partial(_serve, options), after_signal=0)
+    server = ConfiguredServer(config, _report)
+    return run(partial(serve_until_signal, server, config, parsed.config), after_signal=0)

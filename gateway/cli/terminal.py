@@ -37,6 +37,12 @@ def say(text: str) -> None:
     print(f"gateway: {text}", file=sys.stderr, flush=True)
 
 
+def say_error(error: ConfigError) -> None:
+    """Show an error, which has a line for each that was found."""
+    for line in str(error).split("\n"):
+        say(line)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are `ConfigError`, one sentence with the remedy."""
 

@@ -67,7 +67,7 @@ class People(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AnyName:
-    """The people of ``--authorized-keys``: any user name is taken, the key decides."""
+    """People of one list of keys: any user name is taken, the key decides."""
 
     keys: AuthorizedKeys
 

@@ -91,6 +91,13 @@ class Preferences:
 
 
 SERVER_PREFERENCES: Final = Preferences(kex=DEFAULT_SERVER_KEX, macs=DEFAULT_SERVER_MACS)
+# Post-quantum key exchange only, and nothing that ssh-audit fails or warns about: no ECDSA.
+STRICT_SERVER_PREFERENCES: Final = Preferences(
+    kex=POST_QUANTUM_KEX,
+    host_key=("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256"),
+    macs=DEFAULT_SERVER_MACS,
+)
+STRICT_RSA_BITS: Final = 3072  # ssh-audit warns about fewer: 112 bits of symmetric strength
 
 
 def without_aes(ciphers: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from gateway.errors import RemoteProtocolError, printable
+from gateway.errors import ConfigError, RemoteProtocolError, printable
 from gateway.ssh.certificates import (
     Certificate,
     CertificateError,
@@ -35,7 +35,7 @@ from gateway.ssh.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from gateway.ssh.keys import PublicKey
 
@@ -129,6 +129,17 @@ class AuthorizedKeys:
     problems: tuple[str, ...]
     _by_blob: Mapping[bytes, tuple[AuthorizedKey, ...]] = field(repr=False, compare=False)
 
+    @classmethod
+    def of(cls, entries: Iterable[AuthorizedKey], problems: Iterable[str] = ()) -> Self:
+        """Return these lines as one list, in which the first that fits a key counts."""
+        listed = tuple(entries)
+        by_blob: dict[bytes, list[AuthorizedKey]] = {}
+        for entry in listed:
+            if not entry.cert_authority:
+                by_blob.setdefault(entry.key.blob, []).append(entry)
+        found = {blob: tuple(lines) for blob, lines in by_blob.items()}
+        return cls(listed, tuple(problems), found)
+
     def find(self, key: PublicKey, address: str, now_s: float) -> AuthorizedKey | None:
         """Return the first line with this key that lets it in from this address now.
 
@@ -170,7 +181,6 @@ def parse_authorized_keys(text: str | bytes, where: str) -> AuthorizedKeys:
     """
     entries: list[AuthorizedKey] = []
     problems: list[str] = []
-    by_blob: dict[bytes, list[AuthorizedKey]] = {}
     refused: dict[bytes, int] = {}  # keys whose first line cannot be honoured
     for number, line in numbered_lines(text, where):
         try:
@@ -182,10 +192,18 @@ def parse_authorized_keys(text: str | bytes, where: str) -> AuthorizedKeys:
         else:
             if entry is not None:
                 entries.append(entry)
-                if not entry.cert_authority:
-                    by_blob.setdefault(entry.key.blob, []).append(entry)
-    found = {blob: tuple(lines) for blob, lines in by_blob.items()}
-    return AuthorizedKeys(tuple(entries), tuple(problems), found)
+    return AuthorizedKeys.of(entries, problems)
+
+
+def parse_authorized_key(text: str) -> AuthorizedKey:
+    """Read one line that has to be a key. `ConfigError` says what is wrong."""
+    try:
+        entry = None if "\n" in text else _parse_line(1, text, {})
+    except (ValueError, RemoteProtocolError) as exc:
+        raise ConfigError(str(exc)) from exc
+    if entry is None:
+        raise ConfigError("this is not one line with a key")
+    return entry
 
 
 def _parse_line(number: int, text: str, refused: dict[bytes, int]) -> AuthorizedKey | None:
