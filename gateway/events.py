@@ -52,6 +52,8 @@ class KeysExchanged(Event):
     mac_client_to_server: str
     mac_server_to_client: str
     strict: bool
+    offers: tuple[tuple[str, ...], ...] = ()
+    """Server: what the client offered: key exchanges, then its ciphers, MACs and compression."""
 
     @property
     def algorithms(self) -> str:
@@ -271,11 +273,17 @@ class LinkClosed(Event):
     user_name: str = ""
     duration_s: float = 0.0
     key_exchanges: int = 0
+    ended_by: str = "network"
+    """``us``, ``peer`` (it said so) or ``network``."""
+    penalty: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision(Event):
-    """Policy spoke about a request: the object is what was asked, ``rule`` what decided."""
+    """Policy spoke about a request: the object is what was asked, ``rule`` what decided.
+
+    ``rule`` is a sentence; ``rule_id`` is empty where no rule was asked, as for limits.
+    """
 
     link_id: int
     channel_id: int
@@ -284,6 +292,7 @@ class Decision(Event):
     object: str
     allowed: bool
     rule: str
+    rule_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +329,15 @@ class ListenerOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class LinkAccepted(Event):
-    """A client has connected; `LinkClosed` follows, whatever happens in between."""
+    """A client has connected; `LinkClosed` follows, whatever happens in between.
+
+    ``peer`` and ``local`` are texts with ports, ``address`` is where it comes from.
+    """
 
     link_id: int
     peer: str
     local: str
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +353,8 @@ class LinkKeyed(Event):
 class LoginAttempted(Event):
     """One attempt to log in. ``result`` is accepted, partial or refused; ``number`` counts from 1.
 
-    Queries whether a key would do are attempts only if they are refused.
+    Queries whether a key would do are attempts only if they are refused. What there is about the
+    key is known of those that would let the user in; ``authority`` is a fingerprint.
     """
 
     link_id: int
@@ -350,11 +364,19 @@ class LoginAttempted(Event):
     result: str
     reason: str
     number: int
+    key_type: str = ""
+    certificate_id: str = ""
+    certificate_serial: str = ""
+    authority: str = ""
+    principals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelStarted(Event):
-    """A channel carries data from now on. ``kind`` is its channel type (RFC 4254)."""
+    """A channel carries data from now on. ``kind`` is its channel type (RFC 4254).
+
+    ``connect_s`` is how long it took from the request on.
+    """
 
     link_id: int
     channel_id: int
@@ -363,6 +385,25 @@ class ChannelStarted(Event):
     requested: str
     dialled: str
     originator: str
+    connect_s: float = 0.0
+    rule_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFailed(Event):
+    """A channel that was allowed came to nothing: ``reason``, and the last address that was tried.
+
+    Of each request there is exactly one of this, `ChannelStarted` and a refusing `Decision`.
+    """
+
+    link_id: int
+    channel_id: int
+    kind: str
+    requested: str
+    dialled: str
+    originator: str
+    reason: str
+    rule_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,3 +438,10 @@ class ConnectionsDropped(Event):
 
     reason: str
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReady(Event):
+    """A server listens on all its addresses, which are texts with ports."""
+
+    addresses: tuple[str, ...]

@@ -4,10 +4,11 @@
 no secret, every text from a peer cut to a stated length. Each line has a schema version ``v``, a
 sequence number ``seq``, the wall time in UTC (RFC 3339, microseconds), the monotonic time, and
 ``prev``: the SHA-256 of the exact bytes of the line before. A connection is recorded as
-``conn.open`` once its algorithms are known and its login is done or refused; who never comes that
-far (scanners) is counted in ``noise``, one line per minute, source prefix and reason. Refused
+``conn.open`` once its login is accepted; who never comes that far (scanners) is counted in
+``noise``, one line per minute, source prefix and reason, and each attempt is an ``auth``. Refused
 logins and refused opens that repeat are counted as well (``log.repeated``), so that nobody fills
-the disk for us.
+the disk for us. Of each channel that a user asks for there is one ``channel.open`` with its
+``channel.close``, or one ``channel.fail``, or one ``policy.decision`` that refuses.
 
 **What the chain proves** (`chain`). Whoever holds the initial key finds the first line that was
 edited, removed, repeated, moved, inserted or cut, also when all later hashes were computed again:

@@ -90,7 +90,7 @@ class ServerStart(Record):
 
 @dataclass(frozen=True, slots=True)
 class ServerStop(Record):
-    """The server ends, with so many connections still open."""
+    """The server has ended; so many connections were open when its end began."""
 
     kind: ClassVar[str] = "server.stop"
     reason: str
@@ -113,7 +113,7 @@ class ConfigReload(Record):
 
 @dataclass(frozen=True, slots=True)
 class ConnOpen(Record):
-    """A connection whose keys are exchanged; ``in`` is from the client.
+    """A connection on which somebody logs in; ``in`` is from the client.
 
     ``hassh``: see `hassh`. ``post_quantum``: the key exchange is a hybrid with ML-KEM or sntrup.
     """
@@ -134,11 +134,6 @@ class ConnOpen(Record):
     mac_out: str
     strict: bool
     post_quantum: bool
-
-    @property
-    def pre_auth(self) -> bool:
-        """Strangers connect."""
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +241,22 @@ class ChannelClose(Record):
     bytes_out: int
     duration_s: float
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelFail(Record):
+    """A channel that was allowed came to nothing; ``dialled`` is what was tried last."""
+
+    kind: ClassVar[str] = "channel.fail"
+    conn_id: int
+    channel_id: int
+    user: str
+    channel_class: ChannelClass
+    requested: str
+    dialled: str
+    originator: str
+    reason: str
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from gateway import events
+from gateway.cli.serve_audit import Trail
 from gateway.cli.serve_flags import add_flags, config_from_flags
 from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, say_error, start_logging
 from gateway.errors import ConfigError, printable
@@ -30,8 +31,13 @@ log = logging.getLogger(__name__)
 class ConfiguredServer:
     """A `Server` that takes a `ServerConfig`."""
 
-    def __init__(self, config: ServerConfig, report: Callable[[events.Event], None]) -> None:
-        self._server = Server(_options(config), report)
+    def __init__(
+        self,
+        config: ServerConfig,
+        report: Callable[[events.Event], None],
+        refuses_new: Callable[[], str] = str,
+    ) -> None:
+        self._server = Server(_options(config), report, refuses_new)
 
     async def run(self) -> None:
         """See `Running`."""
@@ -147,11 +153,40 @@ def _report(event: events.Event) -> None:
             log.info("link %d: %s closed: %s", link_id, peer, reason)
 
 
+def _report_to(trail: Trail, event: events.Event) -> None:
+    trail.report(event)
+    _report(event)
+
+
 # ---- signals -------------------------------------------------------------------------------------
 
 
-async def serve_until_signal(server: Running, config: ServerConfig, path: Path | None) -> int:
-    """Serve; SIGHUP reads ``path`` again, SIGTERM drains, and a second one ends at once."""
+async def serve_until_signal(
+    server: Running, config: ServerConfig, path: Path | None, trail: Trail | None = None
+) -> int:
+    """Serve; SIGHUP reads ``path`` again, SIGTERM drains, and a second one ends at once.
+
+    What happens up to the very end is written into ``trail``.
+    """
+    if trail is None:
+        return await _serve_until_signal(server, config, path, None)
+    reason = "an error"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trail.run)
+        try:
+            status = await _serve_until_signal(server, config, path, trail)
+            reason = "SIGTERM"
+        except trio.Cancelled:
+            reason = "cancelled by a signal"
+            raise
+        finally:
+            trail.stop(reason)
+    return status
+
+
+async def _serve_until_signal(
+    server: Running, config: ServerConfig, path: Path | None, trail: Trail | None
+) -> int:
     numbers = [signal.SIGTERM] if path is None else [signal.SIGTERM, signal.SIGHUP]
     with trio.open_signal_receiver(*numbers) as signals:
         async with trio.open_nursery() as nursery:
@@ -159,13 +194,15 @@ async def serve_until_signal(server: Running, config: ServerConfig, path: Path |
             async for number in signals:
                 if number == signal.SIGTERM or path is None:
                     break
-                config = _reload(server, config, path)
+                config = _reload(server, config, path, trail)
+            if trail is not None:
+                trail.ending()
             await _drain(server, config.limits.drain_s, signals)
             nursery.cancel_scope.cancel()
     return 0
 
 
-def _reload(server: Running, config: ServerConfig, path: Path) -> ServerConfig:
+def _reload(server: Running, config: ServerConfig, path: Path, trail: Trail | None) -> ServerConfig:
     """Return the configuration that the server has from now on; the old one after an error."""
     from gateway.config.gateway_toml import reload  # noqa: PLC0415 - as above
 
@@ -174,7 +211,11 @@ def _reload(server: Running, config: ServerConfig, path: Path) -> ServerConfig:
     except ConfigError as error:
         say_error(error)
         say(f"{path}: not read again, everything stays as it was")
+        if trail is not None:
+            trail.reloaded(str(error))
         return config
+    if trail is not None:
+        trail.reloaded()
     server.apply(new)
     _say_warnings(new)
     say(f"{path}: read again")
@@ -210,5 +251,19 @@ def run_serve(arguments: list[str]) -> int:
         return 0
     for key in config.host_keys:
         say(f"host key {key.public.algorithm} {key.public.fingerprint}")
-    server = ConfiguredServer(config, _report)
-    return run(partial(serve_until_signal, server, config, parsed.config), after_signal=0)
+    try:
+        trail = Trail.of(config, parsed.config)
+    except ConfigError as error:
+        say_error(error)
+        return EXIT_FAILURE
+    if trail is None:
+        server = ConfiguredServer(config, _report)
+    else:
+        server = ConfiguredServer(config, partial(_report_to, trail), trail.refuses_new)
+    try:
+        return run(
+            partial(serve_until_signal, server, config, parsed.config, trail), after_signal=0
+        )
+    finally:
+        if trail is not None:
+            trail.log.close()

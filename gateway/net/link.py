@@ -225,6 +225,7 @@ class Link:
         self.protocol = protocol
         self.carrier = carrier
         self.failure: GatewayError | None = None
+        self.ended_by = "network"  # or "us" or "peer", as in `events.LinkClosed`
         self.turns = Turns()
         self.ended = trio.Event()
         self.on_tick: Callable[[float], object] = _nothing_due
@@ -264,7 +265,7 @@ class Link:
                 self.flush()
                 await self._watch()
         finally:
-            self._fail(ConnectionLost("the link was closed"))
+            self._fail(ConnectionLost("the link was closed"), "us")
             await self._say_goodbye()
             self.protocol.discard()
             self.carrier.close()
@@ -298,7 +299,7 @@ class Link:
         except GatewayError as error:
             self._end_batch()
             self.dispatch()
-            self._fail(error)
+            self._fail(error, "us")
         except OSError as error:
             self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error.strerror}"))
         else:
@@ -426,10 +427,11 @@ class Link:
             except OSError:
                 return
 
-    def _fail(self, failure: GatewayError) -> None:
+    def _fail(self, failure: GatewayError, ended_by: str = "network") -> None:
         if self.failure is not None:
             return
         self.failure = failure
+        self.ended_by = ended_by
         self.ended.set()
         self._scope.cancel()
         for port in list(self._ports.values()):
@@ -447,13 +449,13 @@ class Link:
 
     def close(self, reason: str = "closed by us") -> None:
         """End the link; ``run`` returns soon after."""
-        self._fail(ConnectionLost(reason))
+        self._fail(ConnectionLost(reason), "us")
 
     def disconnect(self, description: str, reason_code: int = Disconnect.BY_APPLICATION) -> None:
         """End the link and tell the peer why; ``run`` returns soon after."""
         if self.failure is None:
             self.protocol.disconnect(description, reason_code)
-            self._fail(ConnectionLost(description))
+            self._fail(ConnectionLost(description), "us")
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -473,7 +475,8 @@ class Link:
                         ConnectionLost(
                             f"{self.carrier.name} disconnected: {printable(description)} "
                             f"(reason code {reason_code})"
-                        )
+                        ),
+                        "peer",
                     )
                 case _:
                     self._handler(event)

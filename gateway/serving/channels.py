@@ -24,26 +24,38 @@ log = logging.getLogger(__name__)
 
 
 class Refused(GatewayError):
-    """A request is refused: with this sentence, and for a channel with this reason code."""
+    """A request is refused: with this sentence, and for a channel with this reason code.
+
+    ``asked`` is what was asked for, where that is known, ``rule_id`` the rule that refuses.
+    """
 
     def __init__(
-        self, sentence: str, reason_code: int = OpenFailure.ADMINISTRATIVELY_PROHIBITED
+        self,
+        sentence: str,
+        reason_code: int = OpenFailure.ADMINISTRATIVELY_PROHIBITED,
+        *,
+        asked: str = "",
+        rule_id: str = "",
     ) -> None:
         super().__init__(sentence)
         self.reason_code = reason_code
+        self.asked = asked
+        self.rule_id = rule_id
 
 
 class Record:
     """One channel, from its request to its end; it counts until ``end`` or ``release``."""
 
-    __slots__ = ("_began_s", "_channels", "_is_counted", "_started", "channel_id", "kind",
-                 "originator", "requested")  # fmt: skip
+    __slots__ = ("_asked_s", "_began_s", "_channels", "_is_counted", "_started", "channel_id",
+                 "kind", "originator", "requested", "rule_id")  # fmt: skip
 
     def __init__(self, channels: Channels, kind: str, requested: str, originator: str) -> None:
         self.kind = kind
         self.requested = requested
         self.originator = originator
         self.channel_id = -1
+        self.rule_id = ""
+        self._asked_s = trio.current_time()
         self._channels = channels
         self._is_counted = True
         self._started: events.ChannelStarted | None = None
@@ -61,8 +73,26 @@ class Record:
             self.requested,
             dialled,
             self.originator,
+            self._began_s - self._asked_s,
+            self.rule_id,
         )
         self._channels.shared.report(self._started)
+
+    def fail(self, channel_id: int, reason: str, dialled: str = "") -> None:
+        """Report that nothing came of it, although it was allowed."""
+        self.release()
+        self._channels.shared.report(
+            events.ChannelFailed(
+                self._channels.link.link_id,
+                channel_id,
+                self.kind,
+                self.requested,
+                dialled,
+                self.originator,
+                reason,
+                self.rule_id,
+            )
+        )
 
     def end(self, port: ChannelPort, reason: str = "") -> None:
         """Report the end, once, if the start was."""
@@ -112,7 +142,7 @@ class Channels:
         """Count a channel. Raises `Refused` when there are too many."""
         self._used_s = trio.current_time()
         if problem := self.shared.begin_channel(self.login.subject.user_name):
-            raise Refused(f"denied: {problem}", OpenFailure.RESOURCE_SHORTAGE)
+            raise Refused(f"denied: {problem}", OpenFailure.RESOURCE_SHORTAGE, asked=requested)
         record = Record(self, kind, requested, originator)
         self._records.add(record)
         return record
@@ -154,10 +184,20 @@ class Channels:
 
     def refuse(self, channel_id: int, kind: str, error: Refused) -> None:
         """Refuse the peer's open, and report it."""
-        self.decided(channel_id, "open", kind, str(error), allowed=False)
+        asked = error.asked or kind
+        self.decided(channel_id, "open", asked, str(error), allowed=False, rule_id=error.rule_id)
         self.link.refuse_channel(channel_id, error.reason_code, str(error))
 
-    def decided(self, channel_id: int, action: str, what: str, rule: str, *, allowed: bool) -> None:
+    def decided(
+        self,
+        channel_id: int,
+        action: str,
+        what: str,
+        rule: str,
+        *,
+        allowed: bool,
+        rule_id: str = "",
+    ) -> None:
         """Report a decision."""
         self.shared.report(
             events.Decision(
@@ -168,6 +208,7 @@ class Channels:
                 what,
                 allowed,
                 rule,
+                rule_id,
             )
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -30,7 +31,7 @@ from gateway.serving.opens import Opens
 from gateway.serving.page import session_page
 from gateway.serving.sessions import Sessions
 from gateway.ssh import hostkeys
-from gateway.ssh.certificates import CertificateError
+from gateway.ssh.certificates import Certificate, CertificateError
 from gateway.ssh.messages import TcpipForward
 from gateway.ssh.numbers import Disconnect, OpenFailure
 from gateway.ssh.protocol import Protocol, ServerSetup
@@ -92,7 +93,9 @@ class ServerLink:
         """Serve the link to its end."""
         link, shared = self.link, self._shared
         shared.links[link.link_id] = self
-        shared.report(events.LinkAccepted(link.link_id, link.carrier.name, self._local))
+        shared.report(
+            events.LinkAccepted(link.link_id, link.carrier.name, self._local, self._address)
+        )
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -126,6 +129,8 @@ class ServerLink:
                 user_name,
                 trio.current_time() - self._began_s,
                 self._key_exchanges,
+                link.ended_by,
+                self._offence.name.lower() if self._offence is not None else "",
             )
         )
 
@@ -152,11 +157,20 @@ class ServerLink:
         self, user_name: str, method: str, fingerprint: str, result: str, reason: str = ""
     ) -> None:
         self._attempts += 1
-        self._shared.report(
-            events.LoginAttempted(
-                self.link.link_id, user_name, method, fingerprint, result, reason, self._attempts
+        key = self._candidates[fingerprint][0] if fingerprint in self._candidates else None
+        attempted = events.LoginAttempted(
+            self.link.link_id, user_name, method, fingerprint, result, reason, self._attempts,
+            key.algorithm if key is not None else "",
+        )  # fmt: skip
+        if isinstance(key, Certificate):
+            attempted = replace(
+                attempted,
+                certificate_id=printable(key.key_id, 128),
+                certificate_serial=str(key.serial),
+                authority=key.ca_key.fingerprint,
+                principals=tuple(printable(name, 64) for name in key.principals),
             )
-        )
+        self._shared.report(attempted)
 
     def _login_refused(self, event: events.AuthenticationRefused) -> None:
         user_name = printable(event.user_name, 64)
@@ -174,7 +188,7 @@ class ServerLink:
         self._end_startup()
         self._offence = None
         self._attempted(printable(user_name, 64), event.method, event.fingerprint, "accepted")
-        problem = shared.users.open_link(user_name, trio.current_time())
+        problem = shared.refuses_new() or shared.users.open_link(user_name, trio.current_time())
         if problem or self._nursery is None:
             link.disconnect(f"denied: {problem}", Disconnect.TOO_MANY_CONNECTIONS)
             return

@@ -113,18 +113,22 @@ class Listeners:
             raise Refused(f"port {port} does not exist")
         if not port and not wants_reply:
             raise Refused("port 0 was asked for without a reply that could tell the port")
+        if problem := self._shared.refuses_new():
+            raise Refused(f"denied: {problem}")
         if len(self._forwards) >= MAXIMUM_FORWARDS:
             raise Refused(
                 f"this connection listens on {MAXIMUM_FORWARDS} ports, which is the limit"
             )
         verdict = self._decide(host, port)
         if not verdict.allowed:
-            raise Refused(verdict.reason)
+            raise Refused(verdict.reason, rule_id=verdict.rule_id)
         if 0 < port < PRIVILEGED_PORTS and self._decide(host, 0) == verdict:
             raise Refused(f"denied: port {port} is below 1024 and needs a rule of its own")
         if (host, port) in self._forwards:
             raise Refused(f"{_shown(host, port)} is listened on for this connection already")
-        self.channels.decided(-1, "listen", _shown(host, port), verdict.reason, allowed=True)
+        self.channels.decided(
+            -1, "listen", _shown(host, port), verdict.reason, allowed=True, rule_id=verdict.rule_id
+        )
         return list(addresses_to_bind(host))
 
     def _decide(self, host: str, port: int) -> Verdict:
@@ -132,7 +136,9 @@ class Listeners:
         return authorize(self._shared.policy, self.channels.login, Action.LISTEN, host, port)
 
     def _refused(self, host: str, port: int, error: Refused) -> Refused:
-        self.channels.decided(-1, "listen", _shown(host, port), str(error), allowed=False)
+        self.channels.decided(
+            -1, "listen", _shown(host, port), str(error), allowed=False, rule_id=error.rule_id
+        )
         return error
 
     def _listen(self, host: str, asked_port: int, taken_from: int = 0) -> bytes:
@@ -225,7 +231,7 @@ class Listeners:
             )
         except ConnectionLost:
             self._accepted -= 1
-            record.release()
+            record.fail(-1, "the connection ended first")
             _reset(sock)
 
     def _begin(self, forward: Forward, requested: str, originator: str) -> Record:
@@ -242,7 +248,7 @@ class Listeners:
         if port.failure is None:
             self.channels.relay(record, sock, port, "the SSH client")
             return
-        record.release()
+        record.fail(port.channel.channel_id, str(port.failure))
         log.info(
             "link %d: %s from %s: %s",
             self._link.link_id, record.requested, record.originator, port.failure,

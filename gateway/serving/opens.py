@@ -6,6 +6,8 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from gateway.errors import ConnectionLost, GatewayError, RemoteProtocolError, printable
 from gateway.net.dial import DialError, DialOptions, dial
 from gateway.net.listen import describe
@@ -76,15 +78,18 @@ class Opens:
         )
 
     async def _direct_tcpip(self, channel_id: int, target: DirectTcpip, record: Record) -> None:
-        decided: list[tuple[str, str]] = []
+        decided: list[tuple[str, Verdict]] = []
+        tried = ""
 
         def permit(address: IPv4Address | IPv6Address) -> None:
+            nonlocal tried
             what = f"{record.requested} ({address})"
             verdict = self._decide(target, address)
             if not verdict.allowed:
-                self._channels.decided(channel_id, "open", what, verdict.reason, allowed=False)
+                self._decided(channel_id, "open", what, verdict)
                 raise _Denied(verdict.reason)
-            decided.append((what, verdict.reason))
+            tried, record.rule_id = f"{address} port {target.port_to_connect}", verdict.rule_id
+            decided.append((what, verdict))
 
         try:
             sock = await self._dial(target, permit)
@@ -95,11 +100,20 @@ class Opens:
             return
         except DialError as error:
             log.info("link %d: %s: %s", self._link.link_id, record.requested, error.text)
+            record.fail(channel_id, error.text, tried)
             self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, error.text)
             return
-        what, rule = decided[-1]
-        self._channels.decided(channel_id, "open", what, rule, allowed=True)
+        except trio.Cancelled:
+            record.fail(channel_id, "the connection ended first", tried)
+            raise
+        self._decided(channel_id, "open", *decided[-1])
         self._carry(channel_id, record, sock)
+
+    def _decided(self, channel_id: int, action: str, what: str, verdict: Verdict) -> None:
+        self._channels.decided(
+            channel_id, action, what, verdict.reason,
+            allowed=verdict.allowed, rule_id=verdict.rule_id,
+        )  # fmt: skip
 
     def _decide(self, target: DirectTcpip, address: IPv4Address | IPv6Address) -> Verdict:
         host, port = target.host_to_connect, target.port_to_connect
@@ -124,39 +138,42 @@ class Opens:
     def _open_unix(self, channel_id: int, path: str) -> None:
         shown = printable(path, 255)
         if not path.startswith("/") or "\0" in path or len(path.encode()) > MAXIMUM_PATH:
-            raise Refused(f"{shown} is no path of a socket", OpenFailure.CONNECT_FAILED)
+            raise Refused(
+                f"{shown} is no path of a socket", OpenFailure.CONNECT_FAILED, asked=shown
+            )
         verdict = authorize(self._shared.policy, self._channels.login, Action.UNIX, path)
         if not verdict.allowed:
-            raise Refused(verdict.reason)
-        self._channels.decided(channel_id, "unix", shown, verdict.reason, allowed=True)
+            raise Refused(verdict.reason, asked=shown, rule_id=verdict.rule_id)
         record = self._channels.begin(DIRECT_STREAMLOCAL, shown)
+        record.rule_id = verdict.rule_id
+        self._decided(channel_id, "unix", shown, verdict)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.setblocking(False)
             sock.connect(path)  # at once or not at all (connect(2), EAGAIN)
         except OSError as error:
             sock.close()
-            record.release()
             text = error.strerror or str(error)
-            raise Refused(text, OpenFailure.CONNECT_FAILED) from error
+            record.fail(channel_id, text, path)
+            self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, text)
+            return
         self._carry(channel_id, record, sock)
 
     # -- both --------------------------------------------------------------------------------------
 
     def _carry(self, channel_id: int, record: Record, sock: socket.socket) -> None:
+        dialled = ""
         try:
             dialled = describe(sock.getpeername())
             port = self._link.confirm_channel(channel_id)
         except OSError as error:  # the target is gone already
-            self._give_up(sock, record)
+            sock.close()
             text = error.strerror or str(error)
+            record.fail(channel_id, text)
             self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, text)
             return
         except ConnectionLost:
-            self._give_up(sock, record)
+            sock.close()
+            record.fail(channel_id, "the connection ended first", dialled)
             return
         self._channels.relay(record, sock, port, dialled)
-
-    def _give_up(self, sock: socket.socket, record: Record) -> None:
-        sock.close()
-        record.release()

@@ -33,10 +33,18 @@ NOT_ALLOWED: Final = b"Not allowed at this time\r\n"  # as sshd; ssh shows it
 
 
 class Server:
-    """All links of one `gateway serve`. ``report`` gets the events that are worth a line."""
+    """All links of one `gateway serve`. ``report`` gets the events that are worth a line.
 
-    def __init__(self, options: ServerOptions, report: Callable[[events.Event], None]) -> None:
-        self.shared = Shared(options, report)
+    ``refuses_new`` may say why nothing new can begin now; see `Shared`.
+    """
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        report: Callable[[events.Event], None],
+        refuses_new: Callable[[], str] = str,
+    ) -> None:
+        self.shared = Shared(options, report, refuses_new)
         self._accepting = trio.CancelScope()
         self._listeners: list[socket.socket] = []
         self._nursery: trio.Nursery | None = None
@@ -60,6 +68,8 @@ class Server:
                     nursery.start_soon(serve, listener, self._welcome)
                     address, port = listener.getsockname()[:2]
                     self.shared.report(events.ListenerOpened("SSH", address, port))
+                ready = tuple(describe(listener.getsockname()) for listener in self._listeners)
+                self.shared.report(events.ServerReady(ready))
                 while True:
                     await trio.sleep(DROPS_REPORTED_S)
                     self._report_drops()

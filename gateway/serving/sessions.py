@@ -57,7 +57,7 @@ class Sessions:
         try:
             port = self.channels.link.confirm_channel(event.channel_id)
         except ConnectionLost:
-            record.release()
+            record.fail(event.channel_id, "the connection ended first")
             return
         self.count += 1
         record.start(port, "")

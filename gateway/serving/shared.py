@@ -53,8 +53,15 @@ class ServerOptions:
 class Shared:
     """One server's state. Nothing in here waits."""
 
-    def __init__(self, options: ServerOptions, report: Callable[[events.Event], None]) -> None:
+    def __init__(
+        self,
+        options: ServerOptions,
+        report: Callable[[events.Event], None],
+        refuses_new: Callable[[], str] = str,
+    ) -> None:
         self._report = report
+        self.refuses_new = refuses_new
+        """Asked before a login, channel or listener: "", or a sentence that says why not."""
         self.startups = Startups(options.limits, secrets.randbelow)
         self.penalties = Penalties(options.limits)
         self.users = UserCounters(options.limits)
@@ -94,6 +101,8 @@ class Shared:
         """Count a channel; or return a sentence that says why there may be no more."""
         if self.is_draining:
             return "the server is about to stop and opens nothing new"
+        if problem := self.refuses_new():
+            return problem
         problem = self.users.open_channel(user_name, trio.current_time())
         if not problem:
             self.channels += 1

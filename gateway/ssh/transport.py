@@ -170,6 +170,7 @@ class Transport:
         self.peer_extensions: dict[str, bytes] = {}
         self.host_key_blob = b""
         self.chosen: algorithms.Chosen | None = None
+        self._offers: tuple[tuple[str, ...], ...] = ()  # of the client, until the event
         self._preferences = preferences
         self._host_keys = {
             name: key for key in host_keys for name in key.public.signature_algorithms
@@ -281,6 +282,13 @@ class Transport:
         local = messages.KexInit.decode_untrusted(self._local_kexinit)
         client, server = (local, peer) if self.role is Role.CLIENT else (peer, local)
         self.chosen = algorithms.negotiate(client, server)
+        if self.role is Role.SERVER:
+            self._offers = (
+                peer.kex_algorithms,
+                peer.encryption_algorithms_client_to_server,
+                peer.mac_algorithms_client_to_server,
+                peer.compression_algorithms_client_to_server,
+            )
         self._ignore_next_kex_packet = peer.first_kex_packet_follows and (
             algorithms.guess_was_wrong(client, server)
         )
@@ -441,6 +449,7 @@ class Transport:
         self._kex_started_s = None
         self._kex_count += 1
         chosen = self.chosen
+        offers, self._offers = self._offers, ()
         self._emit(
             events.KeysExchanged(
                 self._kex_count,
@@ -451,6 +460,7 @@ class Transport:
                 chosen.mac_client_to_server,
                 chosen.mac_server_to_client,
                 self.strict,
+                offers,
             )
         )
 

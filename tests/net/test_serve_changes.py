@@ -276,7 +276,7 @@ async def test_the_story_of_a_link(echo_port):
         await trio.testing.wait_all_tasks_blocked()
         names = [type(event).__name__ for event in box.reported]
         assert names == [
-            "LinkAccepted", "LinkKeyed", "LoginAttempted", "LinkOpened", "Decision",
+            "ServerReady", "LinkAccepted", "LinkKeyed", "LoginAttempted", "LinkOpened", "Decision",
             "ChannelStarted", "ChannelEnded", "LinkClosed",
         ]  # fmt: skip
         keyed = box.of_type(events.LinkKeyed)[0]

@@ -220,10 +220,22 @@ class Box:
 
 
 @asynccontextmanager
-async def running_box(options: ServerOptions | None = None) -> AsyncIterator[Box]:
-    """Run a server; at the end everything of it has ended, and it holds nothing any more."""
+async def running_box(
+    options: ServerOptions | None = None,
+    also: Callable[[events.Event], None] = lambda _event: None,
+    refuses_new: Callable[[], str] = str,
+) -> AsyncIterator[Box]:
+    """Run a server; at the end everything of it has ended, and it holds nothing any more.
+
+    ``also`` is told of every event as well.
+    """
     reported: list[events.Event] = []
-    server = Server(options or make_options(), reported.append)
+
+    def report(event: events.Event) -> None:
+        reported.append(event)
+        also(event)
+
+    server = Server(options or make_options(), report, refuses_new)
     async with trio.open_nursery() as nursery:
         box = Box(server, nursery, reported)
         nursery.start_soon(server.run)
