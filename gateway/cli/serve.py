@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -176,11 +177,9 @@ async def serve_until_signal(
         try:
             status = await _serve_until_signal(server, config, path, trail)
             reason = "SIGTERM"
-        except trio.Cancelled:
-            reason = "cancelled by a signal"
-            raise
         finally:
-            trail.stop(reason)
+            is_cancelled = trio.current_effective_deadline() == -inf
+            trail.stop("another signal" if is_cancelled else reason)
     return status
 
 

@@ -70,9 +70,11 @@ class Opens:
                 if record.channel_id < 0:
                     record.release()
 
-        self._channels.start_soon(run, lambda: self._internal_error(channel_id))
+        self._channels.start_soon(run, lambda: self._internal_error(channel_id, record))
 
-    def _internal_error(self, channel_id: int) -> None:
+    def _internal_error(self, channel_id: int, record: Record) -> None:
+        if record.channel_id < 0:
+            record.fail(channel_id, "an internal error of the server")
         self._link.refuse_channel(
             channel_id, OpenFailure.CONNECT_FAILED, "an internal error of the server"
         )

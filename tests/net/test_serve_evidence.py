@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import pytest
 import trio
@@ -27,8 +28,10 @@ from gateway.cli.serve_audit import CANNOT_BE_WRITTEN
 from gateway.errors import ChannelOpenError, ConnectionLost
 from gateway.policy.limits import Limits
 from gateway.policy.rules import Verdict
+from gateway.serving import opens
 from gateway.serving.evidence import Evidence, Facts
-from tests.net.test_serve_listeners import connect, listening
+from gateway.ssh.messages import DirectTcpip
+from tests.net.test_serve_listeners import connect, is_reset, listening
 from tests.net.test_serve_listeners import opened as forwarded
 from tests.net.test_serve_sessions import session
 from tests.support.memory import read_all, send_all
@@ -243,6 +246,41 @@ async def test_1000_channels_of_every_class_one_to_one(tmp_path, echo_port):
     assert not records(folder, "log.repeated", "log.dropped", "log.failed")
 
 
+async def test_channels_that_came_to_nothing(tmp_path, echo_port, monkeypatch):
+    folder = tmp_path / "audit"
+    async with audited_box(folder) as box:
+        client = await box.log_in()
+        client.refuses_with = "not\x1b here"
+        assert await is_reset(await listening(box, client))
+
+        async def never(host, port, options, *, permit, hosts):
+            permit(ip_address("192.0.2.1"))
+            await trio.sleep_forever()
+
+        async def defect(host, port, options, *, permit, hosts):
+            raise RuntimeError
+
+        monkeypatch.setattr(opens, "dial", defect)
+        with pytest.raises(ChannelOpenError, match="internal error"):
+            await client.open("defect.example", 80)
+        monkeypatch.setattr(opens, "dial", never)
+        client.link.ask_for_channel(
+            "direct-tcpip", DirectTcpip("slow.example", 80, "", 0).encode(), lambda _port: None
+        )
+        client.link.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        client.carrier.close()
+        await trio.testing.wait_all_tasks_blocked()
+    found = [(r["channel_class"], r["dialled"], r["reason"], r["rule"])
+             for r in records(folder, "channel.fail")]  # fmt: skip
+    assert found == [
+        ("forwarded-tcpip", "", r"not\x1b here", ""),
+        ("direct-tcpip", "", "an internal error of the server", ""),
+        ("direct-tcpip", "192.0.2.1 port 80", "the connection ended first", "r1"),
+    ]
+    assert [r["side"] for r in records(folder, "conn.close")] == ["network"]
+
+
 # ---- links ---------------------------------------------------------------------------------------
 
 
@@ -451,8 +489,10 @@ def test_kill_9_leaves_a_good_log_that_the_next_start_continues(tmp_path):
         assert re.search(r"server\.stop .*reason=SIGTERM ", shown)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_seals_the_log(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGINT, 'reason="another signal"'), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_signal_seals_the_log(tmp_path, number, reason):
     keys = make_keys(tmp_path / "keys")
     path = configured(tmp_path / "box", keys, 80)
     with running(*GATEWAY, "serve", "-c", str(path)) as program:
@@ -461,6 +501,7 @@ def test_a_signal_seals_the_log(tmp_path, number):
         assert program.wait() == 0
     shown = run_gateway("audit", "show", str(path.parent / "audit")).stdout.splitlines()
     assert "server.stop" in shown[-2]
+    assert reason in shown[-2]
     assert "log.checkpoint" in shown[-1]
 
 
