@@ -10,7 +10,7 @@ The second group is what `gateway connect` and `gateway serve` report about them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class KeysExchanged(Event):
     mac_client_to_server: str
     mac_server_to_client: str
     strict: bool
-    offers: tuple[tuple[str, ...], ...] = ()
+    offers: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
     """Server: what the client offered: key exchanges, then its ciphers, MACs and compression."""
 
     @property
