@@ -36,8 +36,8 @@ that a round too late; so a sender stops and asks for a probe at every quarter o
 ``send_until`` is the offset where it stops next, for either reason.
 
 A peer that does not answer for ANSWER_DEADLINE_S is not measured: DEFAULT_WINDOW for each channel
-in, no limit out, until it answers. Nor is one with which keys are exchanged between any two probes;
-else an exchange only makes its answer worthless.
+in, no limit out, until it answers. Nor is one with which keys are exchanged OFTEN; else an
+exchange only makes an answer worthless.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ PROBE_INTERVAL_S: Final = 0.010  # a round's least length: below, rates are sche
 PROBE_BYTES: Final = 16 * KIB  # less than this since the last probe is no load …
 IDLE_S: Final = 1.0  # … but after this time without a probe any byte asks for one
 ANSWER_DEADLINE_S: Final = 10.0
-DISTURBED_ANSWERS: Final = 3  # in a row; with RekeyLimit at a few packets there is no other
+# With RekeyLimit at a few packets keys are exchanged most of the time.
+OFTEN: Final = 5  # exchanges …
+OFTEN_S: Final = 2.0  # … in this time, and nothing is measured …
+CALM_S: Final = 10.0  # … until so long after the last
 MAXIMUM_PROBES: Final = 8  # on their way at once: two targets' worth
 SEND_STEPS: Final = 4  # probes for one target's worth of sent bytes
 # ---- the target ----------------------------------------------------------------------------------
@@ -152,7 +155,8 @@ class PathMeter:
         self._change_s = 0.0  # … minus that of the round before
         self.is_lost = False  # nothing can be measured: no answers, or keys exchanged all the time
         self._disturbed_s = -inf  # when keys were exchanged last
-        self._disturbed = 0  # answers in a row that this delayed
+        self._exchanges: deque[float] = deque(maxlen=OFTEN)
+        self._unmeasured_until_s = -inf
         self.is_draining = False
         self._is_refilling = False  # this round began while draining
         self._in = _Rate(INITIAL_WINDOW)
@@ -204,13 +208,12 @@ class PathMeter:
         self._is_answered = True
         if probe.sent_s <= self._disturbed_s:
             return self._ignore(now_s, probe, bytes_in)
-        self._disturbed = 0
         self._see_rtt(now_s - probe.sent_s, now_s)
         is_end = (
             probe.sent_s >= self._round.sent_s and now_s - self._round.sent_s >= PROBE_INTERVAL_S
         )
         if is_end:
-            self.is_lost = False
+            self.is_lost = now_s < self._unmeasured_until_s
             self._end_round(now_s, probe, bytes_in)
         self._limit()
         return is_end
@@ -218,14 +221,16 @@ class PathMeter:
     def disturbed(self, now_s: float) -> None:
         """Note a key exchange: no data flowed, and answers to earlier probes tell nothing."""
         self._disturbed_s = now_s
-
-    def _ignore(self, now_s: float, probe: Probe, bytes_in: int) -> bool:
-        """Begin a new round after an answer that was delayed; give up if it is never otherwise."""
-        self._round, self._round_sent_s = Probe(now_s, bytes_in, probe.bytes_out), probe.sent_s
-        self._disturbed += 1
-        if self._disturbed >= DISTURBED_ANSWERS:
+        self._exchanges.append(now_s)
+        if len(self._exchanges) == OFTEN and now_s - self._exchanges[0] < OFTEN_S:
+            self._unmeasured_until_s = now_s + CALM_S
             self.is_lost = True
             self.is_draining = False
+            self._limit()
+
+    def _ignore(self, now_s: float, probe: Probe, bytes_in: int) -> bool:
+        """Begin a new round after an answer that was delayed."""
+        self._round, self._round_sent_s = Probe(now_s, bytes_in, probe.bytes_out), probe.sent_s
         self._limit()
         return self.is_lost
 

@@ -179,7 +179,6 @@ class Protocol:
         match number:
             case Msg.KEXINIT:
                 transport.receive_kexinit(payload, now_s)
-                self.connection.meter.disturbed(now_s)
             case Msg.NEWKEYS:
                 transport.receive_newkeys(payload, now_s)
                 self.connection.meter.disturbed(now_s)
