@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.policy.addresses import Address
     from gateway.policy.rules import Rule
     from gateway.ssh.authorized_keys import AuthorizedKey, AuthorizedKeys
+    from gateway.ssh.certificates import UserCertificateOptions
     from gateway.ssh.keys import PublicKey
 
 
@@ -73,19 +74,34 @@ class AnyName:
 
     def admit(self, user_name: str, key: PublicKey, address: str, now_s: float) -> Grant | None:
         """See `People`. What line and certificate forbid is forbidden, each by itself."""
-        if not isinstance(key, Certificate):
-            line = self.keys.find(key, address, now_s)
-            return None if line is None else Grant(limits_of(line), expires_s=_end(line))
-        line, options = self.keys.find_authority(key, user_name, address, now_s)
-        if not options.allows_address(address):
-            raise CertificateError("it may not be used from this address")
-        if options.force_command is not None or options.verification_required:
-            raise CertificateError("it demands what this server cannot do")
-        return Grant(
-            limits_of(line, options),
-            principals=frozenset(key.principals),
-            expires_s=min(key.valid_before, _end(line)),
-        )
+        if isinstance(key, Certificate):
+            line, options = self.keys.find_authority(key, user_name, address, now_s)
+            return certificate_grant(key, line, options, address)
+        found = self.keys.find(key, address, now_s)
+        return None if found is None else key_grant(found)
+
+
+def key_grant(line: AuthorizedKey) -> Grant:
+    """Return what the key of a line is good for."""
+    return Grant(limits_of(line), expires_s=_end(line))
+
+
+def certificate_grant(
+    certificate: Certificate, line: AuthorizedKey, options: UserCertificateOptions, address: str
+) -> Grant:
+    """Return what a certificate is good for that the CA of a line has signed.
+
+    `CertificateError` says why for nothing.
+    """
+    if not options.allows_address(address):
+        raise CertificateError("it may not be used from this address")
+    if options.force_command is not None or options.verification_required:
+        raise CertificateError("it demands what this server cannot do")
+    return Grant(
+        limits_of(line, options),
+        principals=frozenset(certificate.principals),
+        expires_s=min(certificate.valid_before, _end(line)),
+    )
 
 
 def _end(line: AuthorizedKey) -> float:
