@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TCPIP_FORWARD: Final = "tcpip-forward"
-CANCEL_TCPIP_FORWARD: Final = "cancel-tcpip-forward"
 FORWARDED_TCPIP: Final = "forwarded-tcpip"
 
 PROBE_DEADLINE_S: Final = 3.0  # for an older link to show that it lives

@@ -6,10 +6,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, GatewayError
 from gateway.net import dial as dial_module
 from gateway.net.dial import dial, resolve
-from gateway.policy.permit import PermissionDenied
 from gateway.policy.rules import (
     EVERYTHING_BUT_THE_BOX,
     Action,
@@ -305,7 +304,7 @@ async def test_old_forms_of_an_address_are_checked_as_what_they_mean(
     def permit(ip) -> None:
         verdict = policy(a_rule("*:*")).decide_open(ALICE, host, 80, ip)
         if not verdict.allowed:
-            raise PermissionDenied(verdict.reason)
+            raise GatewayError(verdict.reason)
 
-    with pytest.raises(PermissionDenied, match="a rule must name it"):
+    with pytest.raises(GatewayError, match="a rule must name it"):
         await dial(host, 80, permit=permit)
