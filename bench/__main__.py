@@ -13,12 +13,15 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import echo, many, path, socks
+from bench import echo, forward, many, path, serve, socks, tun
 from bench.programs import fail
 from bench.rounds import Command, execute
 from tests.support.programs import sshd_path
 
-COMMANDS = (socks.COMMAND, path.COMMAND, echo.COMMAND, many.COMMAND)
+COMMANDS = (
+    socks.COMMAND, forward.COMMAND, path.COMMAND, echo.COMMAND, many.COMMAND, serve.COMMAND,
+    tun.COMMAND,
+)  # fmt: skip
 
 
 def positive(text: str) -> int:

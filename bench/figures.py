@@ -48,7 +48,7 @@ def percentile(figures: list[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def cpu_seconds_per_gb(before_s: float, after_s: float, byte_count: int) -> float:
+def cpu_seconds_per_gb(before_s: float, after_s: float, byte_count: float) -> float:
     """CPU seconds for 10^9 bytes."""
     return (after_s - before_s) / byte_count * 1e9
 

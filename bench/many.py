@@ -1,13 +1,10 @@
-"""Many streams, many links, and readers who do not read: what is shared fairly, and memory.
+"""Many streams, and readers who do not read: what is shared fairly, and memory.
 
 Memory is measured with programs of their own in each round, since what a process once had it keeps.
 """
 
 from __future__ import annotations
 
-import getpass
-import json
-import sys
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -15,11 +12,12 @@ from typing import TYPE_CHECKING
 from bench.figures import AT_LEAST, AT_MOST, PEER, Bar, Column, Table, divide, percentile
 from bench.load import Mix, echo_beside_bulk, settle
 from bench.path import SLOW
-from bench.programs import Bed, Case, Client, Line, Spec, client, memory_mb, standard_specs, start
-from bench.rounds import ROOT, Command, Option, Part, Run
+from bench.programs import Case, Client, Line, Spec, client, memory_mb, standard_specs, start
+from bench.rounds import Command, Option, Part, Run
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 # Where and which way: on this machine, where the processor is what is shared, and over a slow line.
 FAIR: dict[str, tuple[str, str, Line | None]] = {
@@ -31,9 +29,6 @@ FAIR: dict[str, tuple[str, str, Line | None]] = {
 BULK, ECHO = 20, 5
 ECHO_INTERVAL_S = 0.01
 SAMPLE_S = 0.1
-LINKS_TO_SSHD = 50  # each is two processes
-SSHD = "links to sshd"
-SERVE = "links to serve"
 
 
 # ---- fairness ------------------------------------------------------------------------------------
@@ -69,14 +64,13 @@ def memory(case: Case) -> dict[str, float]:
     return found
 
 
-def growth_while(case: Case, measuring: Client) -> dict[str, float]:
-    """By how much each program grew at most until the measuring client was done."""
+def growth_while(case: Case, measuring: Client) -> tuple[dict[str, float], dict[str, Any]]:
+    """By how much each program grew at most until the measuring client was done, and its result."""
     before = most = memory(case)
     while not measuring.ended:
         time.sleep(SAMPLE_S)
         most = {side: max(most[side], now) for side, now in memory(case).items()}
-    measuring.finish()
-    return {side: most[side] - before[side] for side in most}
+    return {side: most[side] - before[side] for side in most}, measuring.finish()
 
 
 def streams(run: Run, spec: Spec) -> dict[str, float]:
@@ -88,28 +82,6 @@ def streams(run: Run, spec: Spec) -> dict[str, float]:
             found = memory(case)
             holding.finish()
     return {f"streams: {side} MB": figure for side, figure in found.items()}
-
-
-def links(run: Run, spec: Spec) -> dict[str, float]:
-    count = run.options.links
-    if spec.server == "sshd":
-        count = min(count, LINKS_TO_SSHD)
-    with ExitStack() as stack:
-        case = start(stack, run.bed, spec)
-        assert case.server is not None
-        request = {
-            "port": case.server.port,
-            "count": count,
-            "user": getpass.getuser(),
-            "key": str(run.bed.keys.user),
-        }
-        before = memory(case)
-        command = (sys.executable, "-m", "bench.links", json.dumps(request))
-        with Client(spec.name, *command, tree=ROOT) as holding:
-            holding.wait_ready()
-            after = memory(case)
-            holding.finish()
-    return {"links: MB each": (after["server"] - before["server"]) / count}
 
 
 def stop(run: Run, spec: Spec) -> dict[str, float]:
@@ -127,7 +99,7 @@ def stop(run: Run, spec: Spec) -> dict[str, float]:
             pause_s=options.pause,
         )
         with reading:
-            found = growth_while(case, reading)
+            found, _ = growth_while(case, reading)
     return {f"stopped reader: {side} +MB": figure for side, figure in found.items()}
 
 
@@ -143,17 +115,11 @@ def slow(run: Run, spec: Spec) -> dict[str, float]:
             seconds=options.slow,
         )
         with reading:
-            found = growth_while(case, reading)
+            found, _ = growth_while(case, reading)
     return {f"slow readers: {side} +MB": figure for side, figure in found.items()}
 
 
 # ---- the command ---------------------------------------------------------------------------------
-
-
-def link_specs(bed: Bed) -> list[Spec]:
-    ours = [Spec(SERVE + tree, "", "serve", peer=SSHD, tree=path)
-            for tree, path in bed.trees.items()]  # fmt: skip
-    return [Spec(SSHD, "", "sshd"), *ours]
 
 
 def fair_part(part: str) -> Part:
@@ -193,7 +159,6 @@ def bars(options: argparse.Namespace) -> list[Bar]:
             found.append(Bar(case, f"{name}: slowest of mean", AT_LEAST, 0.7))
             found.append(Bar(case, loaded, AT_MOST, 5.0, against_measure=alone))
     found += [Bar(case, "streams: client MB", AT_MOST, 70.0) for case in ours]
-    found.append(Bar(SERVE, "links: MB each", AT_MOST, 0.5))
     for what in ("stopped reader", "slow readers"):
         found += [Bar(case, f"{what}: client +MB", AT_MOST, options.budget) for case in ours]
         found.append(Bar("connect → serve", f"{what}: server +MB", AT_MOST, options.budget))
@@ -202,18 +167,16 @@ def bars(options: argparse.Namespace) -> list[Bar]:
 
 COMMAND = Command(
     name="many",
-    what="many streams and links: fairness, memory, readers that do not read",
+    what="many streams: fairness, memory, readers that do not read",
     parts=(
         *(fair_part(part) for part in FAIR),
         Part("streams", standard_specs, streams, is_fresh=True),
-        Part("links", link_specs, links, is_fresh=True),
         Part("stop", standard_specs, stop, is_fresh=True),
         Part("slow", standard_specs, slow, is_fresh=True),
     ),
     options=(
         Option("seconds", 3, "S", "of echoes beside bulk"),
         Option("streams", 1000, "N", "idle, on one link"),
-        Option("links", 1000, "N", f"idle, to one gateway serve; to sshd at most {LINKS_TO_SSHD}"),
         Option("size", 1000, "MB", "for the reader that stops"),
         Option("pause", 20, "S", "how long it stops"),
         Option("readers", 500, "N", "slow ones: 1 KB/s each"),
@@ -223,7 +186,6 @@ COMMAND = Command(
     tables=(
         *(fair_table(name) for name, _, _ in FAIR.values()),
         memory_table("idle streams on one link", "streams", "MB"),
-        Table("idle links", (Column("server MB each", "links: MB each"),)),
         memory_table("a reader that stops", "stopped reader", "+MB"),
         memory_table("slow readers", "slow readers", "+MB"),
     ),

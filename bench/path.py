@@ -13,11 +13,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench import wire
 from bench.figures import AT_LEAST, AT_MOST, PEER, Bar, Column, Table, percentile
 from bench.load import Mix, echo_beside_bulk, settle
 from bench.programs import Bed, Line, Spec, ask, say, standard_specs
 from bench.rounds import Command, Option, Part, Run
+from netns.lab import why_no_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -41,7 +41,7 @@ def slow_specs(bed: Bed) -> list[Spec]:
 
 
 def wire_specs(bed: Bed) -> list[Spec]:
-    reason = wire.why_none()
+    reason = why_no_lines()
     if reason is not None:
         say(f"no line of packets on this machine: {reason}")
         return []

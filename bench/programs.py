@@ -11,12 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from bench import delay, relay, wire
+from bench import delay, relay
+from netns import emulator
+from netns.lab import Host, Lab, LabError, inside
+from netns.topologies import TWO_HOSTS, with_line
 from tests.support.programs import (
     GATEWAY,
     READY_TIMEOUT_S,
@@ -31,14 +34,18 @@ from tests.support.programs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
     from typing import Any, Self
+
+    from netns.topologies import Topology
 
 SAME_CIPHER = "aes128-gcm@openssh.com"
 ENDS = [sys.executable, "-IS", str(Path(__file__).with_name("ends.py"))]
 STEP_TIMEOUT_S = 180.0
+CONGESTION_CONTROLS = ("cubic", "reno")
 LIMIT = "two TCP relays"
+SERVE_OPTIONS = ("--permit-open", "127.0.0.1:*", "--permit-listen", "localhost:*")
 PORT_LINE = r"listening on (\d+)"
 
 
@@ -57,13 +64,16 @@ def say(text: str) -> None:
 class Line:
     """A line between client and server; a rate of 0 is none. Its delay is half of a round trip.
 
-    It is `delay.py`'s on this host or, ``of_packets``, `wire.py`'s between two.
+    It is `delay.py`'s on this host or, ``of_packets``, `netns.emulator`'s between two: there TCP is
+    end to end, and what finds the buffer full is lost.
     """
 
     round_trip_ms: float
     rate_mbit: float
     buffer_bytes: int
     of_packets: bool = False
+    loss: float = 0.0
+    """The share of packets that never arrive, ``of_packets`` only."""
 
     @property
     def arguments(self) -> list[str]:
@@ -71,10 +81,23 @@ class Line:
         one_way_us = round(self.round_trip_ms * 500)
         return [str(one_way_us), str(round(self.rate_mbit * 1e6)), str(self.buffer_bytes)]
 
+    @property
+    def topology(self) -> Topology:
+        """Client and server with this line between them."""
+        line = emulator.Line(
+            self.rate_mbit, self.round_trip_ms / 2, self.buffer_bytes, loss=self.loss
+        )
+        return with_line(TWO_HOSTS, "client", "server", line)
+
 
 @dataclass(frozen=True)
 class Spec:
-    """A way from a client to the data server, before it is started. ``peer``: compared with it."""
+    """A way from a client to a server, before it is started. ``peer``: compared with it.
+
+    ``forward`` is the client's option: -D for the proxy, -L or -R for a port that leads to the data
+    server. The client goes there through the same server ``jumps`` times before. ``starter`` starts
+    what is neither.
+    """
 
     name: str
     client: str
@@ -83,6 +106,9 @@ class Spec:
     peer: str = ""
     line: Line | None = None
     tree: Path | None = None
+    starter: Callable[[ExitStack, Bed, Spec], Case] | None = None
+    forward: str = "-D"
+    jumps: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +122,8 @@ class Case:
     server: Endpoint | None = None
     namespace: str = ""
     """Where its client is, if not in the machine's own network."""
+    lab: Lab | None = None
+    """The hosts it is between, if there are some."""
 
     @property
     def name(self) -> str:
@@ -183,27 +211,48 @@ def start_server(stack: ExitStack, bed: Bed, spec: Spec) -> Endpoint:
     with tree_of(spec.tree):
         if spec.server == "sshd":
             return stack.enter_context(running_sshd(bed.keys))
-        return stack.enter_context(running_gateway_serve(bed.keys))
+        return stack.enter_context(running_gateway_serve(bed.keys, *SERVE_OPTIONS))
 
 
 def start_client(
-    stack: ExitStack, spec: Spec, server: Endpoint, host: str = "127.0.0.1"
+    stack: ExitStack, spec: Spec, server: Endpoint, host: str = "127.0.0.1", target_port: int = 0
 ) -> tuple[Program, int, float]:
     """``ssh`` or ``gateway connect``, which take the same options; its port; when it was begun."""
     port = free_port()
+    forward = str(port) if spec.forward == "-D" else f"{port}:127.0.0.1:{target_port}"
     options = ["-o", f"Ciphers={spec.cipher}"] if spec.cipher else []
     command = ["ssh"] if spec.client == "ssh" else [*GATEWAY, "connect"]
     where = f"{getpass.getuser()}@{host}"
+    if spec.jumps:
+        names = [f"hop{number}" for number in range(spec.jumps)]
+        options += ["-J", ",".join(names), "-F", str(jump_config(server, spec.cipher, names))]
     with tree_of(spec.tree):
         started_s = time.perf_counter()
         program = stack.enter_context(
-            running(*command, "-N", "-D", str(port), *client_options(server), *options, where)
+            running(*command, "-N", spec.forward, forward, *client_options(server), *options, where)
         )
     return program, port, started_s
 
 
+def jump_config(server: Endpoint, cipher: str, names: list[str]) -> Path:
+    """What -J has for the hops: no option of the command line is for them, but -F.
+
+    They are the server by other names, or ssh calls it a loop.
+    """
+    keys, user = server.keys, getpass.getuser()
+    path = keys.folder / "jump_config"
+    path.write_text(
+        f"Host {' '.join(names)}\nHostName 127.0.0.1\nPort {server.port}\nUser {user}\n"
+        f"Host *\nIdentityFile {keys.user}\nIdentitiesOnly yes\nStrictHostKeyChecking accept-new\n"
+        f"UserKnownHostsFile {keys.known_hosts}\nGlobalKnownHostsFile none\nCiphers {cipher}\n"
+    )
+    return path
+
+
 def start(stack: ExitStack, bed: Bed, spec: Spec) -> Case:
     """Start a case, or its server alone; it runs until the stack is left."""
+    if spec.starter is not None:
+        return spec.starter(stack, bed, spec)
     if spec.name == LIMIT:
         return start_relays(stack, bed)
     if spec.line is not None and spec.line.of_packets:
@@ -213,19 +262,22 @@ def start(stack: ExitStack, bed: Bed, spec: Spec) -> Case:
         return Case(spec, 0, 0, server.program.pid, server)
     if spec.line is not None:
         near = Endpoint(server.program, start_line(stack, bed, spec.line, server.port), server.keys)
-    program, port, _ = start_client(stack, spec, near)
-    wait_for_proxy(program, port)
+    program, port, _ = start_client(stack, spec, near, target_port=bed.bulk_port)
+    if spec.forward == "-D":
+        wait_for_proxy(program, port)
+    else:
+        wait_until_ready(program, port, b"get 1\n", 1)
     return Case(spec, port, program.pid, server.program.pid, server)
 
 
 def start_between_hosts(stack: ExitStack, bed: Bed, spec: Spec, line: Line) -> Case:
     """The same with client and server on hosts of their own; the ports are those of the bed."""
-    near, far = stack.enter_context(wire.hosts())
-    command = own_program(bed, wire)
-    stack.enter_context(running(*command, near, far, *line.arguments)).wait_line("ready")
-    wire.bring_up(near, far)
-    host = wire.ADDRESSES[1]
-    with wire.inside(far), tree_of(spec.tree):
+    lab = stack.enter_context(Lab(line.topology))
+    near, far = lab["client"], lab["server"]
+    for each in (near, far):
+        choose_congestion_control(each)
+    host = far.ipv4()
+    with far.inside(), tree_of(spec.tree):
         for port in (bed.bulk_port, bed.echo_port):
             start_data_server(stack, port)
         if spec.server == "sshd":
@@ -235,14 +287,28 @@ def start_between_hosts(stack: ExitStack, bed: Bed, spec: Spec, line: Line) -> C
             server = stack.enter_context(running_gateway_serve(bed.keys, *options))
             port = int(server.program.wait_line(rf"listening on {re.escape(host)}:(\d+)")[1])
             server = replace(server, port=port)
-    with wire.inside(near):
+    with near.inside():
         program, port, _ = start_client(stack, spec, server, host)
         wait_for_proxy(program, port)
-    return Case(spec, port, program.pid, server.program.pid, server, near)
+    return Case(spec, port, program.pid, server.program.pid, server, near.namespace)
+
+
+def choose_congestion_control(host: Host) -> None:
+    """The first that the kernel has: both fill a buffer, whatever the machine uses."""
+    for name in CONGESTION_CONTROLS:
+        with suppress(OSError):
+            host.sysctl("net.ipv4.tcp_congestion_control", name)
+            return
+    raise LabError("the kernel has none of " + ", ".join(CONGESTION_CONTROLS))
 
 
 def wait_for_proxy(program: Program, port: int) -> None:
-    """Ask until a SOCKS server answers: ssh says nothing when it is ready.
+    """Ask until a SOCKS server answers."""
+    wait_until_ready(program, port, b"\x05\x01\x00", 2)
+
+
+def wait_until_ready(program: Program, port: int, question: bytes, length: int) -> None:
+    """Ask until there is an answer of this length: ssh says nothing when it is ready.
 
     A port alone does not count: one that is bound before the login lets clients wait.
     """
@@ -250,12 +316,12 @@ def wait_for_proxy(program: Program, port: int) -> None:
     while time.monotonic() < deadline and not program.ended:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=READY_TIMEOUT_S) as sock:
-                sock.send(b"\x05\x01\x00")
-                if sock.recv(2) == b"\x05\x00":
+                sock.send(question)
+                if len(sock.recv(length)) == length:
                     return
         except OSError:
             time.sleep(0.001)
-    fail("no SOCKS proxy came up:\n" + "\n".join(program.lines))
+    fail("it did not come up:\n" + "\n".join(program.lines))
 
 
 # ---- the measuring client ------------------------------------------------------------------------
@@ -268,7 +334,7 @@ class Client:
         self, what: str, *command: str, tree: Path | None = None, namespace: str = ""
     ) -> None:
         self._what = what
-        with tree_of(tree), wire.inside(namespace):
+        with tree_of(tree), inside(namespace):
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -321,7 +387,7 @@ def client(case: Case, task: str, target_port: int, **options: float) -> Client:
         "task": task,
         "entry": case.entry_port,
         "target": target_port,
-        "through_socks": case.name != LIMIT,
+        "through_socks": case.name != LIMIT and case.spec.forward == "-D",
         **options,
     }
     command = [*ENDS, "client", json.dumps(request)]

@@ -24,6 +24,7 @@ from bench.rounds import Command, Option, Part, Run
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
 DIRECTIONS = {"get": "get (far end → client)", "put": "put (client → far end)"}
 ECHOES = 200
@@ -55,17 +56,18 @@ def latency(run: Run, spec: Spec, task: str, count: int) -> dict[str, float]:
     return {f"{task} µs": percentile(took, 50)}
 
 
-def bulk_part(direction: str) -> Part:
+def bulk_part(direction: str, specs: Callable[[Bed], list[Spec]] = specs) -> Part:
     return Part(direction, specs, lambda run, spec: bulk(run, spec, direction))
 
 
-def bulk_table(direction: str, head: str) -> Table:
+def bulk_table(direction: str, head: str, *, with_limit: bool = True) -> Table:
     columns = [
         Column("MB/s", f"{direction} MB/s"),
         Column("x ssh", f"{direction} MB/s", PEER, of_medians=True),
         Column("per round", f"{direction} MB/s", PEER),
-        Column("x relays", f"{direction} MB/s", LIMIT),
     ]
+    if with_limit:
+        columns.append(Column("x relays", f"{direction} MB/s", LIMIT))
     for side in ("client", "server"):
         columns += [
             Column(f"{side} s/GB", f"{direction} {side} s/GB"),

@@ -1,323 +1,370 @@
-"""`gateway connect`: one link, the proxies in front of it, and perhaps a command.
+"""`gateway connect`: one link, its forwardings, and perhaps a command.
 
-A composition root: it wires `config`, `net`, `proxy` and `ssh` together and contains no protocol.
+A composition root: it wires `config`, `forward`, `net` and `ssh` together and contains no protocol.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from gateway import events
-from gateway.config.fields import PubkeyMode
-from gateway.config.identities import Identities
-from gateway.config.questions import Questions, login_methods, why_not
+from gateway.config.fields import Tunnel
 from gateway.config.ssh_config import FAMILIES
-from gateway.config.trust import HostKeyChecker
-from gateway.config.update_host_keys import HostKeyUpdater
 from gateway.errors import (
-    AuthenticationError,
     ChannelOpenError,
     ConnectionLost,
     GatewayError,
-    RemoteProtocolError,
-    printable,
+    NetworkSetupError,
 )
-from gateway.net import poller
-from gateway.net.carrier import SocketCarrier
-from gateway.net.dial import DialError, DialOptions, NameResolutionError, dial
+from gateway.forward import stdio
+from gateway.forward.control import serve_control
+from gateway.forward.local import Listener, ListenOptions, listen
+from gateway.forward.table import ForwardOptions, Table
+from gateway.forward.typed import TypedForwards
+from gateway.net.console import Foreground, run_session
 from gateway.net.links import LinkSet
-from gateway.net.listen import open_listeners
-from gateway.net.login import ClientLink
-from gateway.net.session import run_command
-from gateway.proxy.socks import SocksProxy
-from gateway.ssh import hostkeys
-from gateway.ssh.algorithms import Preferences
-from gateway.ssh.protocol import ClientSetup
-from gateway.ssh.transport import RekeyLimit
-from gateway.ssh.userauth import PUBLICKEY, LoginPreferences
+from gateway.net.local_command import run_locally
+from gateway.ways.chain import Chain
+from gateway.ways.login import HostLogin
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
 
-    from gateway.config.addresses import ListenAddress
     from gateway.config.ssh_config import HostConfig
     from gateway.config.trust import Person
-    from gateway.ssh.agent import SessionBinding
-    from gateway.ssh.keys import PrivateKey, PublicKey
+    from gateway.forward.spec import End, Forward
+    from gateway.net.link import Link
+    from gateway.net.login import ClientLink
+    from gateway.net.session import SessionPlan
+    from gateway.socks.upstream import UpstreamProxy
+    from gateway.tun.client import DeviceTunnel
+    from gateway.tun.options import VpnOptions
+
+    Listening = list[tuple[Forward, Listener]]
 
 log = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT_S: Final = 30.0  # when ConnectTimeout is not set; ssh(1) waits for TCP's own
-ATTEMPT_PAUSE_S: Final = 1.0  # between ConnectionAttempts, as OpenSSH
-_NO_WAY: Final = "there is no way to that network from here"
-_DIAL_REMEDIES: Final = {
-    errno.ECONNREFUSED: "nothing listens there; is the port right and the SSH server running?",
-    errno.ETIMEDOUT: "no answer; is the host up and does a firewall let you through?",
-    errno.ENETUNREACH: _NO_WAY,
-    errno.EHOSTUNREACH: _NO_WAY,
-    errno.EADDRNOTAVAIL: "the bind address (-b) is not one of this machine",
-    errno.ENODEV: "there is no such interface (-B); ip link shows those of this machine",
-    errno.EPERM: "with -B this needs the capability CAP_NET_RAW",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """What `gateway connect` was told. ``stdin`` is a descriptor, or None for no input.
+    """What `gateway connect` was told. Without a ``session`` there are the tunnel and the proxies.
 
-    ``ready`` is called when the login is made and the proxies are up.
+    ``ready`` is called when the login is made and the forwardings are up. ``vpn`` is what --vpn
+    asks for, ``stdio_forward`` what -W does. ``control_path`` is where `gateway forward` connects.
+    ``hops`` are the hosts before the last one, ``proxies`` what is before the first.
     """
 
     config: HostConfig
-    runs_session: bool
-    command: str | None = None
-    stdin: int | None = None
+    session: SessionPlan | None = None
+    foreground: Foreground = field(default_factory=Foreground)
     ready: Callable[[], None] | None = None
+    vpn: VpnOptions | None = None
+    stdio_forward: End | None = None
+    control_path: Path | None = None
+    hops: tuple[HostConfig, ...] = ()
+    proxies: tuple[UpstreamProxy, ...] = ()
 
 
-class _Dialogue:
-    """Answers what a login asks: see `gateway.net.login.Dialogue`."""
+class OpensTunnel(Protocol):
+    """A VPN or what -w asks for: see `gateway.tun.vpn.Vpn` and `gateway.tun.client`."""
 
-    def __init__(
-        self, checker: HostKeyChecker, identities: Identities, config: HostConfig, person: Person
-    ) -> None:
-        self._checker = checker
-        self._identities = identities
-        self._questions = Questions(config, person)
-        self._person = person
+    @property
+    def mark(self) -> int:
+        """What SO_MARK of the socket to the server must be."""
 
-    async def trust(self, key: PublicKey) -> None:
-        await self._checker.check(key)
+    @property
+    def name(self) -> str:
+        """The device's name, once there is one."""
 
-    async def identities(self, binding: SessionBinding) -> tuple[PublicKey, ...]:
-        return await self._identities.prepare(binding)
+    def carried_by(self, carrier: socket.socket | int) -> None:
+        """Take note of the first connection: its socket, or the process that makes it."""
 
-    async def sign(self, identity: int, data: bytes, algorithm: str) -> bytes | None:
-        return await self._identities.sign(identity, data, algorithm, _in_thread)
+    async def plan(self, link: Link) -> list[str]:
+        """Return what `open` would change on this machine, as command lines."""
 
-    async def password(self, attempt: int) -> str | None:
-        return await self._questions.password(attempt)
+    async def open(self, link: Link, on_end: Callable[[str], object]) -> None:
+        """Make everything and begin to carry; ``on_end`` is told why that ended."""
 
-    async def answers(self, wanted: events.AnswersWanted) -> tuple[str, ...] | None:
-        return await self._questions.answers(wanted)
-
-    def banner(self, text: str) -> None:
-        for line in text.splitlines()[:100]:
-            self._person.say(printable(line))
-
-
-async def _in_thread(function: Callable[[], PrivateKey]) -> PrivateKey:
-    return await trio.to_thread.run_sync(function)
+    async def end(self) -> None:
+        """Have the far end undo its part, while there still is a link."""
 
 
 async def connect(
     options: ClientOptions, person: Person, report: Callable[[events.Event], None]
 ) -> int:
-    """Connect, log in, and serve until the link or the command ends.
+    """Connect, log in, and forward until the link or the command ends.
 
     Returns the command's exit status. Raises `GatewayError` with one sentence for the user.
     """
     config = options.config
-    timeout_s = config.connect_timeout_s or CONNECT_TIMEOUT_S
-    checker = HostKeyChecker(config, person)
-    agent_socket = None if config.identity_agent is None else str(config.identity_agent)
-    identities = Identities(config, person, agent_socket)
-    for problem in checker.problems:
+    logins = [HostLogin(host, person) for host in options.hops]
+    logins.append(HostLogin(config, person))
+    for problem in dict.fromkeys(problem for login in logins for problem in login.problems):
         log.warning("%s", problem)
-    listeners = [(forward, _listen(forward, config)) for forward in config.dynamic_forwards]
-    sock, started_s = await _dial(config, timeout_s)
-    carrier = SocketCarrier(sock, _name(config))
-    client = ClientLink(
-        ClientSetup(
-            config.user,
-            identities.public_keys,
-            Preferences(
-                config.kex_algorithms, checker.host_key_algorithms(), config.ciphers, config.macs
-            ),
-            RekeyLimit(config.rekey_limit.bytes, config.rekey_limit.seconds),
-            LoginPreferences(
-                login_methods(config),
-                config.number_of_password_prompts,
-                config.pubkey_accepted_algorithms,
-                config.pubkey_mode is not PubkeyMode.UNBOUND,
-            ),
-        ),
-        carrier,
-        alive_interval_s=config.server_alive_interval_s,
-        alive_count_max=config.server_alive_count_max,
-        warns_of_weak_crypto=config.warn_weak_crypto,
-    )
+    listeners = _listen(options)
+    try:
+        async with _tunnel(options, person) as tunnel:
+            return await _connect(options, logins, listeners, tunnel, report)
+    finally:
+        for _, listener in listeners:
+            listener.close()
+
+
+@asynccontextmanager
+async def _tunnel(options: ClientOptions, person: Person) -> AsyncIterator[OpensTunnel | None]:
+    """Get the VPN or the device of -w ready, before anything else can go wrong, and end it.
+
+    Raises `NetworkSetupError`.
+    """
+    if options.vpn is not None:
+        from gateway.tun.vpn import Vpn  # noqa: PLC0415 - costs a start 30 ms that few need
+
+        units = options.config.tunnel_device
+        async with Vpn.start(options.vpn, (units.local, units.remote), person.say) as vpn:
+            yield vpn
+        return
+    device = _open_device(options)
+    try:
+        yield device
+    finally:
+        if device is not None:
+            device.close()
+
+
+async def _connect(
+    options: ClientOptions,
+    logins: Sequence[HostLogin],
+    listeners: Listening,
+    tunnel: OpensTunnel | None,
+    report: Callable[[events.Event], None],
+) -> int:
+    has_terminal = options.session is not None and options.session.terminal is not None
     outcome: int | GatewayError
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.run)
+        chain = Chain(
+            nursery,
+            logins,
+            options.proxies,
+            mark=tunnel.mark if tunnel is not None else 0,
+            is_interactive=has_terminal,
+            on_carrier=tunnel.carried_by if tunnel is not None else None,
+        )
         try:
-            spent_s = trio.current_time() - started_s
-            dialogue = _Dialogue(checker, identities, config, person)
+            client, login = await chain.reach()
             try:
-                login = await client.log_in(dialogue, timeout_s - spent_s)
+                outcome = await _serve(options, client, login, listeners, tunnel, report)
+                if isinstance(outcome, GatewayError):
+                    outcome = await chain.explained(outcome)
             finally:
-                await identities.aclose()
-        except AuthenticationError as error:
-            outcome = _explained(error, config, identities)
+                if tunnel is not None:
+                    await tunnel.end()
         except GatewayError as error:
             outcome = error
-        else:
-            _warn_of_problems(identities)
-            updater = HostKeyUpdater(config, person)
-            if updater.is_wanted and checker.may_update:
-                nursery.start_soon(_update_host_keys, client, updater)
-            elif updater.is_wanted:
-                log.info("the host keys are not updated: this one was not known before")
-            outcome = await _serve(options, client, login, listeners, report)
-        client.link.close()
+        finally:
+            await chain.aclose()
         nursery.cancel_scope.cancel()
     if isinstance(outcome, GatewayError):
         raise outcome
     return outcome
 
 
-async def _update_host_keys(client: ClientLink, updater: HostKeyUpdater) -> None:
-    """Record which host keys the server offers and proves, and forget those it has no longer."""
-    await client.host_keys_offered.wait()
-    session_id = client.link.protocol.transport.session_id
-    try:
-        update = updater.plan(hostkeys.offered_keys_untrusted(client.offered_host_keys))
-        if update.new:
-            request = hostkeys.prove_request(update.new)
-            reply = await client.link.global_request(hostkeys.PROVE, request)
-            if not reply.success:
-                raise RemoteProtocolError("the server does not prove them")
-            hostkeys.check_proofs_untrusted(reply.response_specific, update.new, session_id)
-    except GatewayError as error:
-        log.info("the host keys are not updated: %s", error)
-        return
-    if update.new or update.deprecated:
-        await updater.apply(update)
-    elif update.obstacle:
-        log.info("the host keys are not updated: %s", update.obstacle)
-    else:
-        log.debug("all host keys of the server are recorded")
+def _is_needed(options: ClientOptions) -> bool:
+    """Whether the connection is worth nothing without its tunnel, or the user said so."""
+    config = options.config
+    forwards = config.local_forwards or config.remote_forwards or config.dynamic_forwards
+    is_alone = options.session is None and not forwards
+    return is_alone or config.exit_on_forward_failure or options.vpn is not None
 
 
-def _name(config: HostConfig) -> str:
-    return f"{config.host_name} port {config.port}"
+def _has_other_use(options: ClientOptions) -> bool:
+    """Whether the connection is worth something without any forwarding."""
+    config = options.config
+    return bool(
+        options.session is not None
+        or options.stdio_forward
+        or options.vpn
+        or config.tunnel is not Tunnel.NO
+    )
 
 
-def _warn_of_problems(identities: Identities) -> None:
-    """Say which keys could not be used, although the login went well without them.
+def _tolerate(failures: Sequence[GatewayError], options: ClientOptions, *, has_use: bool) -> None:
+    """Warn of each, or raise the first if the connection is worth nothing without its forwardings.
 
-    A refused login names them in its own sentence.
+    ``has_use`` says whether others are of use.
     """
-    for problem in identities.problems:
-        log.warning("%s", problem)
+    has_use = has_use or _has_other_use(options)
+    if failures and (options.config.exit_on_forward_failure or not has_use):
+        raise failures[0]
+    for failure in failures:
+        log.warning("%s", failure)
 
 
-async def _dial(config: HostConfig, timeout_s: float) -> tuple[socket.socket, float]:
-    """Connect, as often as ConnectionAttempts says; return the socket and when it was begun."""
-    options = DialOptions(
-        FAMILIES[config.address_family],
-        config.bind_address,
-        timeout_s=timeout_s,
-        bind_interface=config.bind_interface,
-        traffic_class=config.ip_qos.bulk,
-        keep_alive=config.tcp_keep_alive,
+def _open_device(options: ClientOptions) -> DeviceTunnel | None:
+    """Open the device of -w, before anything else can go wrong. Raises `NetworkSetupError`."""
+    config = options.config
+    if config.tunnel is Tunnel.NO:
+        return None
+    from gateway.tun.client import DeviceTunnel, Mode  # noqa: PLC0415 - as above
+
+    mode = Mode.POINT_TO_POINT if config.tunnel is Tunnel.POINT_TO_POINT else Mode.ETHERNET
+    try:
+        return DeviceTunnel(mode, config.tunnel_device.local, config.tunnel_device.remote)
+    except NetworkSetupError as error:
+        if _is_needed(options):
+            raise
+        log.warning("%s", error)
+        return None
+
+
+async def _open_tunnel(
+    tunnel: OpensTunnel,
+    link: Link,
+    options: ClientOptions,
+    report: Callable[[events.Event], None],
+) -> GatewayError | None:
+    """Open the tunnel, or show what that would change; return why nothing can go on without it."""
+    try:
+        if options.vpn is not None and options.vpn.dry_run:
+            report(events.VpnPlanned(tuple(await tunnel.plan(link))))
+            return None
+        await tunnel.open(link, partial(_tunnel_ended, link, tunnel, options))
+    except GatewayError as error:
+        if link.is_lost or _is_needed(options):
+            return error
+        log.warning("%s", error)
+    else:
+        report(events.TunnelOpened(tunnel.name))
+    return None
+
+
+def _tunnel_ended(link: Link, tunnel: OpensTunnel, options: ClientOptions, reason: str) -> None:
+    if link.is_lost:
+        return
+    if _is_needed(options):
+        link.close(f"the tunnel through {tunnel.name} has ended: {reason}")
+    else:
+        log.warning("the tunnel through %s has ended: %s", tunnel.name, reason)
+
+
+def _forward_options(config: HostConfig) -> ForwardOptions:
+    return ForwardOptions(
+        ListenOptions(
+            config.gateway_ports,
+            FAMILIES[config.address_family],
+            config.stream_local_bind_mask,
+            config.stream_local_bind_unlink,
+        ),
+        config.permit_remote_open,
     )
-    attempt = 0
-    while True:
-        attempt += 1
-        started_s = trio.current_time()
+
+
+def _listen(options: ClientOptions) -> Listening:
+    """Listen on this machine before anybody logs in. Raises `NetworkSetupError`."""
+    config = options.config
+    how = _forward_options(config).listening
+    listeners: Listening = []
+    failures: list[NetworkSetupError] = []
+    for forward in (*config.local_forwards, *config.dynamic_forwards):
         try:
-            return await dial(config.host_name, config.port, options), started_s
-        except NameResolutionError as error:
-            raise ConnectionLost(
-                f"cannot find {config.host_name}: {error.text}: check the name, or your DNS"
-            ) from error
-        except DialError as error:
-            if attempt >= config.connection_attempts:
-                raise ConnectionLost(
-                    f"cannot connect to {_name(config)}: {error.text}: {_dial_remedy(error)}"
-                ) from error
-            log.info("cannot connect to %s: %s", _name(config), error.text)
-        await trio.sleep(ATTEMPT_PAUSE_S)
+            listeners.append((forward, listen(forward.listen, how)))
+        except NetworkSetupError as error:
+            failures.append(error)
+    try:
+        _tolerate(failures, options, has_use=bool(listeners or config.remote_forwards))
+    except NetworkSetupError:
+        for _, listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
-def _dial_remedy(error: DialError) -> str:
-    return _DIAL_REMEDIES.get(error.error_number, "check the address and the port")
+async def _forward(table: Table, options: ClientOptions, listeners: Listening) -> None:
+    """Take clients here and ask the server for its listeners.
 
-
-def _explained(
-    error: AuthenticationError, config: HostConfig, identities: Identities
-) -> AuthenticationError:
-    """Say what was tried and what could be."""
-    taken = error.methods_that_can_continue
-    tried = str(error)
-    if identities.problems:
-        tried += f" ({'; '.join(identities.problems)})"
-    methods = [printable(name, 64) for name in taken]
-    for at, method in enumerate(taken):
-        if reason := why_not(config, method):
-            methods[at] += f" ({reason})"
-    remedy = "check the user name, and the password with the server's administrator"
-    if PUBLICKEY in taken:
-        remedy = "put your public key into its authorized_keys, or name another key with -i FILE"
-        if not identities.public_keys:
-            remedy = "name your key with -i FILE, or make one with: ssh-keygen -t ed25519"
-    return AuthenticationError(
-        f"{config.user}@{_name(config)} refused the login: {tried}; "
-        f"the server takes: {', '.join(methods) or 'nothing'}: {remedy}",
-        taken,
-    )
-
-
-def _listen(forward: ListenAddress, config: HostConfig) -> list[socket.socket]:
-    """Bind a proxy's port; without a bind address it is loopback, unless GatewayPorts says all."""
-    host = forward.host
-    if host is None and config.gateway_ports:
-        host = "*"
-    return open_listeners(host, forward.port)
+    Raises what makes the connection worth nothing.
+    """
+    for forward, listener in listeners:
+        table.adopt(forward, listener)
+    failures = await table.add_remote(options.config.remote_forwards)
+    _tolerate(failures, options, has_use=bool(table.active))
 
 
 async def _serve(
     options: ClientOptions,
     client: ClientLink,
     login: events.Authenticated,
-    listeners: list[tuple[ListenAddress, list[socket.socket]]],
+    listeners: Listening,
+    tunnel: OpensTunnel | None,
     report: Callable[[events.Event], None],
 ) -> int | GatewayError:
-    """Open the proxies and wait for the end: of the command, or of the link."""
+    """Open tunnel and forwardings and wait for the end: of the command, or of the link."""
     link = client.link
     links = LinkSet()
     links.add(link)
     report(events.LinkOpened(link.link_id, link.carrier.name, login.user_name, login.fingerprint))
-    proxy = SocksProxy(links)
+    if tunnel is not None and (problem := await _open_tunnel(tunnel, link, options, report)):
+        return problem
+    if options.vpn is not None and options.vpn.dry_run:
+        return 0
     outcome: int | GatewayError = 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(proxy.run, [sock for _, sockets in listeners for sock in sockets])
-        for forward, sockets in listeners:
-            port = sockets[0].getsockname()[1]
-            report(events.ListenerOpened("SOCKS proxy", forward.host or "localhost", port))
-        if options.ready is not None:
-            options.ready()
+        table = Table(client, links, nursery, _forward_options(options.config), report)
         try:
-            if options.runs_session:
-                outcome = await run_command(link, options.command, options.stdin)
-            else:
-                await link.ended.wait()
-                outcome = link.failure or ConnectionLost("the link was closed")
-        except ChannelOpenError as error:
-            outcome = ChannelOpenError(
-                error.reason_code, f"the server opens no session: {error}: use -N for a tunnel only"
-            )
+            await _forward(table, options, listeners)
+            if options.control_path is not None:
+                await nursery.start(serve_control, options.control_path, table)
+            log.info("everything is up")
+            outcome = await _work(options, links, link, tunnel, table)
         except GatewayError as error:
             outcome = error
-        for _, sockets in listeners:
-            for listener in sockets:
-                poller.close(listener)
+        finally:
+            table.close()
         nursery.cancel_scope.cancel()
     return outcome
+
+
+async def _work(
+    options: ClientOptions,
+    links: LinkSet,
+    link: Link,
+    tunnel: OpensTunnel | None,
+    table: Table,
+) -> int:
+    """Do what the connection was made for; return the exit status.
+
+    The forwarded connections that are open at the end of the session go on until theirs (ssh(1)).
+    """
+    if (command := options.config.local_command) is not None:
+        await run_locally(command.expanded(tunnel.name if tunnel is not None else None))
+    if options.ready is not None:
+        options.ready()
+    if options.stdio_forward is not None:
+        await stdio.carry(links, options.stdio_forward, reads_input=options.foreground.reads_input)
+        return 0
+    plan = options.session
+    if plan is None:
+        await link.ended.wait()
+        raise link.failure or ConnectionLost("the link was closed")
+    foreground = replace(
+        options.foreground, stop_listening=table.stop_listening, forwards=TypedForwards(table)
+    )
+    try:
+        status = await run_session(link, plan, foreground)
+    except ChannelOpenError as error:
+        raise ChannelOpenError(
+            error.reason_code, f"the server opens no session: {error}: use -N for a tunnel only"
+        ) from error
+    if link.carries_forwards:
+        log.info("waiting until the forwarded connections have ended")
+        await link.wait_forwards()
+    if plan.terminal is not None:
+        log.warning("Connection to %s closed.", options.config.alias)
+    return status

@@ -169,6 +169,7 @@ class ChannelOpenRequested(Event):
     channel_id: int
     channel_type: str
     type_specific: bytes
+    maximum_packet_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,11 +318,41 @@ class ChannelEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class ListenerOpened(Event):
-    """A port accepts connections now."""
+    """A port accepts connections now, or with port 0 the unix socket ``address``."""
 
     purpose: str
     address: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteListenerOpened(Event):
+    """The server listens for us; both are in words."""
+
+    purpose: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePortAllocated(Event):
+    """The server has chosen a port to listen on for us; ``target`` is where that leads."""
+
+    port: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelOpened(Event):
+    """A device carries packets now."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class VpnPlanned(Event):
+    """What a VPN would change on this machine, as command lines."""
+
+    commands: tuple[str, ...]
 
 
 # ---- what only a server reports ------------------------------------------------------------------
@@ -407,10 +438,21 @@ class ChannelFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class ListenerAdded(Event):
-    """A port accepts connections for a link (tcpip-forward).
+class ScanSuspected(Event):
+    """So many different targets of one user came to nothing within a minute; ``example`` is one."""
 
-    ``bind_host`` is what the client asked for; ``taken_from`` the dead link that had it, or 0.
+    link_id: int
+    user_name: str
+    targets: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerAdded(Event):
+    """A port accepts connections for a link (tcpip-forward), or a socket (streamlocal-forward).
+
+    ``bind_host`` is what the client asked for, and with port 0 a path; ``taken_from`` the dead link
+    that had it, or 0; ``rule_id`` what allowed it.
     """
 
     link_id: int
@@ -418,18 +460,20 @@ class ListenerAdded(Event):
     bind_host: str
     port: int
     addresses: tuple[str, ...]
-    taken_from: int = 0
+    taken_from: int
+    rule_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerRemoved(Event):
-    """It is over with a listener of a link."""
+    """It is over with a listener of a link; ``rule_id`` is what had allowed it."""
 
     link_id: int
     user_name: str
     bind_host: str
     port: int
     reason: str
+    rule_id: str
 
 
 @dataclass(frozen=True, slots=True)

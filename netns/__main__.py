@@ -1,4 +1,4 @@
-"""`scripts/netns [HOST [COMMAND…]]` and `scripts/netns clean`; see README.md."""
+"""`scripts/netns [TOPOLOGY] [HOST [COMMAND…]]`, `scripts/netns list` and `clean`; see README.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 from netns.lab import Lab, LabError, remove_abandoned, why_unusable
-from netns.topologies import TWO_HOSTS
+from netns.topologies import TOPOLOGIES, TWO_HOSTS
 
 
 def explain(lab: Lab) -> None:
@@ -22,15 +22,28 @@ def leave(number: int, _frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
+def show_all() -> None:
+    for topology in TOPOLOGIES.values():
+        print(f"{topology.name}: {topology.what}\n\n{topology.drawing}")
+
+
 def main(arguments: list[str]) -> int:
     if arguments == ["clean"]:
         print("removed:", ", ".join(remove_abandoned()) or "nothing was left behind")
         return 0
-    name, *command = arguments or ["client"]
-    if name not in TWO_HOSTS.hosts:
-        hosts = ", ".join(TWO_HOSTS.hosts)
+    if arguments == ["list"]:
+        show_all()
+        return 0
+    topology = TWO_HOSTS
+    if arguments and arguments[0] in TOPOLOGIES:
+        topology = TOPOLOGIES[arguments.pop(0)]
+    name, *command = arguments or [topology.hosts[0]]
+    if name not in topology.hosts:
+        hosts, others = ", ".join(topology.hosts), ", ".join(TOPOLOGIES)
         print(
-            f"netns: the lab has no host '{name}': name one of {hosts}, or clean", file=sys.stderr
+            f"netns: the lab {topology.name} has no host '{name}': name one of {hosts}; "
+            f"or before it one of the labs {others}; or list, or clean",
+            file=sys.stderr,
         )
         return 2
     reason = why_unusable()
@@ -41,7 +54,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, lambda _number, _frame: None)
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGHUP, leave)
-    with Lab(TWO_HOSTS) as lab:
+    with Lab(topology) as lab:
         if not command:
             explain(lab)
             print(f"\nA shell in {name}; the lab goes when it ends.", flush=True)

@@ -4,52 +4,84 @@ Theory of operation: every lab has a prefix of its own (`gwlab-PID-N-`), so seve
 once and whatever carries the prefix is ours to remove. Devices are made inside the namespaces and
 nowhere else: nothing appears in the machine's own network, and a namespace takes its devices,
 addresses and routes with it when it goes. Removal asks the kernel what is there instead of
-remembering what was made; so it is the same after success, after half a set-up, and again.
+remembering what was made; so it is the same after success, after half a set-up, and again. The
+first thing that a lab does is to remove those whose maker was killed.
 """
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import itertools
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from netns import echo, emulator, ping, state
+from netns.topologies import BASE_SYSCTLS
 from scripts.child import Child
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from netns.topologies import End, Topology
+    from netns.emulator import Line
+    from netns.topologies import Cable, Machine, Topology
 
 PREFIX = "gwlab-"
 COMMAND_TIMEOUT_S = 30
 CARRIER_TIMEOUT_S = 5
+READY_TIMEOUT_S = 20
+BRIDGE = "bridge0"
+CLONE_NEWNET = 0x40000000
+TUN = Path("/dev/net/tun")
+NEEDED = {"ip": "apt-get install iproute2", "nft": "apt-get install nftables"}
 
 _numbers = itertools.count(1)
 
 
 class LabError(Exception):
-    """An `ip` command failed: which one, and what it said."""
+    """A command for the lab failed: which one, and what it said."""
+
+
+def call(*arguments: str, data: str = "") -> str:
+    """Run one command and give its output."""
+    try:
+        done = subprocess.run(
+            arguments,
+            input=data,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise LabError(f"the command {arguments[0]} is missing: {NEEDED[arguments[0]]}") from error
+    if done.returncode != 0:
+        raise LabError(f"`{' '.join(arguments)}` failed: {done.stderr.strip() or done.returncode}")
+    return done.stdout
 
 
 def ip(*arguments: str) -> str:
     """Run one `ip` command and give its output."""
-    command = ["ip", *arguments]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
-        )
-    except FileNotFoundError as error:
-        raise LabError("the command ip is missing: apt-get install iproute2") from error
-    if done.returncode != 0:
-        raise LabError(f"`{' '.join(command)}` failed: {done.stderr.strip() or done.returncode}")
-    return done.stdout
+    return call("ip", *arguments)
+
+
+def is_up(link: dict[str, Any]) -> bool:
+    """Whether a device, as `ip -j address` shows it, has a carrier and its own IPv6 address."""
+    addresses = link["addr_info"]
+    return (
+        link["operstate"] == "UP"
+        and (link.get("master") == BRIDGE or any(a["scope"] == "link" for a in addresses))
+        and not any("tentative" in address for address in addresses)
+    )
 
 
 def why_unusable() -> str | None:
@@ -65,6 +97,11 @@ def why_unusable() -> str | None:
     finally:
         remove_namespaces(f"{PREFIX}{os.getpid()}-0-")
     return None
+
+
+def why_no_lines() -> str | None:
+    """Why this machine can have no lab with a line in it, or None."""
+    return why_unusable() or (None if TUN.exists() else f"there is no {TUN}")
 
 
 def namespaces(prefix: str) -> list[str]:
@@ -97,6 +134,30 @@ def remove_abandoned() -> list[str]:
     for name in abandoned:
         remove_namespaces(name)
     return abandoned
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """What this thread starts, and the sockets it makes, are in a namespace; "" is the own.
+
+    So are the settings below /proc/sys/net that it reads and writes.
+    """
+    if not namespace:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(descriptor: int) -> None:
+        if libc.setns(descriptor, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+
+    with Path("/proc/thread-self/ns/net").open("rb") as before:
+        with Path(f"/run/netns/{namespace}").open("rb") as there:
+            enter(there.fileno())
+        try:
+            yield
+        finally:
+            enter(before.fileno())
 
 
 @dataclass(frozen=True)
@@ -136,6 +197,54 @@ class Host:
         name = f"{' '.join((Path(arguments[0]).name, *arguments[1:4]))} in {self.name}"
         return self._started.enter_context(Child(name, self.command(*arguments), env=env))
 
+    def inside(self) -> AbstractContextManager[None]:
+        """What this thread makes and starts in the ``with`` block is in this host's network."""
+        return inside(self.namespace)
+
+    def sysctl(self, name: str, value: str | None = None) -> str:
+        """A setting below net, such as net.ipv4.ip_forward, after it got ``value`` if there is one.
+
+        A device whose name has a dot in it is written with a slash there, as sysctl(8) does.
+        """
+        path = Path("/proc/sys") / name.translate(str.maketrans("./", "/."))
+        with self.inside():
+            if value is not None:
+                path.write_text(value)
+            return path.read_text().strip()
+
+    def snapshot(self) -> state.Snapshot:
+        """What this host's network is set to; see `netns.state`."""
+        with self.inside():
+            return state.take_snapshot()
+
+    def ping(self, address: str, count: int = 1, **options: Unpack[ping.Options]) -> ping.Pings:
+        """Send echo requests and wait for the replies; see `netns.ping`."""
+        with self.inside():
+            return ping.ping(address, count, **options)
+
+    def start_echo(self) -> Child:
+        """Start what `echo` and `seen_as` of other hosts ask, at every address of this one."""
+        server = self.start(sys.executable, "-IS", echo.__file__)
+        server.wait_for_line("ready", READY_TIMEOUT_S)
+        return server
+
+    def echo(self, kind: echo.Kind, address: str, size: int, timeout_s: float = 5) -> None:
+        """Send bytes there, "tcp" or one "udp" datagram; get just these back or raise `OSError`."""
+        with self.inside():
+            echo.echo(kind, address, size, timeout_s)
+
+    def echo_each(
+        self, kind: echo.Kind, address: str, sizes: Sequence[int], timeout_s: float = 5
+    ) -> None:
+        """Have bytes of each size sent back, many at once; see `netns.echo`."""
+        with self.inside():
+            echo.echo_each(kind, address, sizes, timeout_s)
+
+    def seen_as(self, kind: echo.Kind, address: str, timeout_s: float = 5) -> str:
+        """The address that the host there sees this one come from."""
+        with self.inside():
+            return echo.seen_as(kind, address, timeout_s)
+
 
 class Lab:
     """A topology that exists while the ``with`` block runs."""
@@ -144,6 +253,7 @@ class Lab:
         self.topology = topology
         self.prefix = f"{PREFIX}{os.getpid()}-{next(_numbers)}-"
         self._started = ExitStack()
+        self._carriers: dict[tuple[str, str], Child] = {}
         self.hosts = {name: self._host(name) for name in topology.hosts}
 
     def __enter__(self) -> Self:
@@ -172,35 +282,103 @@ class Lab:
         finally:
             remove_namespaces(self.prefix)
 
+    def carry(self, left: str, right: str, line: Line) -> None:
+        """Let the cable between two hosts, which has a line, have another one, or one again."""
+        self.cut(left, right)
+        self._carry(left, right, line)
+        for host in (left, right):
+            self._wait_until_up(self[host])
+
+    def cut(self, left: str, right: str) -> None:
+        """End what carries packets between two hosts; their devices have no carrier then."""
+        if carrier := self._carriers.pop((left, right), None):
+            carrier.stop()
+
     def _host(self, name: str) -> Host:
-        ends = [end for cable in self.topology.cables for end in cable if end.host == name]
-        addresses = tuple(a.split("/")[0] for end in ends for a in end.addresses)
+        addresses = tuple(a.split("/")[0] for e in self.topology.ends(name) for a in e.addresses)
         return Host(name, self.prefix + name, addresses, self._started)
 
     def _build(self) -> None:
+        remove_abandoned()
         for host in self.hosts.values():
             ip("netns", "add", host.namespace)
-            ip("-n", host.namespace, "link", "set", "lo", "up")
-        for left, right in self.topology.cables:
-            self._plug(left, right)
+        for machine in self.topology.machines:
+            self._set_up(machine)
         for cable in self.topology.cables:
-            for end in cable:
-                self._wait_until_up(end)
+            self._plug(cable)
+        for machine in self.topology.machines:
+            self._bring_up(machine)
+        for host in self.hosts.values():
+            self._wait_until_up(host)
+        for machine in self.topology.machines:
+            self._batch(machine.name, (f"route add {route}" for route in machine.routes))
 
-    def _plug(self, left: End, right: End) -> None:
-        here, there = self[left.host].namespace, self[right.host].namespace
-        pair = ("name", left.device, "type", "veth", "peer", "name", right.device, "netns", there)
-        ip("-n", here, "link", "add", *pair)
-        for end, namespace in ((left, here), (right, there)):
-            for address in end.addresses:
-                # nodad: an IPv6 address is of use at once, not after a second of looking for twins
-                flags = ("nodad",) if ":" in address else ()
-                ip("-n", namespace, "address", "add", address, "dev", end.device, *flags)
-            ip("-n", namespace, "link", "set", end.device, "up")
+    def _set_up(self, machine: Machine) -> None:
+        host = self[machine.name]
+        for name, value in {**BASE_SYSCTLS, **machine.sysctls}.items():
+            host.sysctl(name, value)
+        if machine.is_switch:
+            ip("-n", host.namespace, "link", "add", BRIDGE, "type", "bridge")
+            host.sysctl(f"net.ipv6.conf.{BRIDGE}.disable_ipv6", "1")
+        if machine.nft:
+            call(*host.command("nft", "-f", "-"), data=machine.nft)
 
-    def _wait_until_up(self, end: End) -> None:
-        """Wait for the kernel to notice the carrier: until then it drops what is sent."""
+    def _plug(self, cable: Cable) -> None:
+        ends = (cable.left, cable.right)
+        if cable.line is None:
+            here, there = (self[host].namespace for host in cable.hosts)
+            peer = ("type", "veth", "peer", "name", cable.right.device, "netns", there)
+            ip("-n", here, "link", "add", "name", cable.left.device, *peer)
+        else:
+            for end in ends:
+                ip("-n", self[end.host].namespace, "tuntap", "add", end.device, "mode", "tap")
+            self._carry(*cable.hosts, cable.line)
+        for end in ends:
+            # An IPv6 address is of use at once, not after a second of looking for twins.
+            self[end.host].sysctl(f"net.ipv6.conf.{end.device}.accept_dad", "0")
+
+    def _carry(self, left: str, right: str, line: Line) -> None:
+        [cable] = (cable for cable in self.topology.cables if cable.hosts == (left, right))
+        command = [sys.executable, "-IS", emulator.__file__]
+        for end in (cable.left, cable.right):
+            command += [self[end.host].namespace, end.device]
+        command.append(json.dumps(dataclasses.asdict(line)))
+        carrier = Child(f"the line from {left} to {right}", command)
+        self._carriers[left, right] = self._started.enter_context(carrier)
+        carrier.wait_for_line("ready", READY_TIMEOUT_S)
+
+    def _bring_up(self, machine: Machine) -> None:
+        ends = self.topology.ends(machine.name)
+        lines = ["link set lo up"]
+        if machine.is_switch:
+            lines += [f"link set {end.device} master {BRIDGE}" for end in ends]
+            lines += [f"link set {BRIDGE} up"]
+        for end in ends:
+            lines += [f"address add {address} dev {end.device}" for address in end.addresses]
+            lines += [f"link set {end.device} up"]
+        self._batch(machine.name, lines)
+
+    def _batch(self, host: str, lines: Iterable[str]) -> None:
+        """Several `ip` commands at once."""
+        commands = list(lines)
+        if not commands:
+            return
+        try:
+            call("ip", "-n", self[host].namespace, "-batch", "-", data="\n".join(commands))
+        except LabError as error:
+            raise LabError(f"{error}; it was to do: {'; '.join(commands)}") from error
+
+    def _wait_until_up(self, host: Host) -> None:
+        """Wait for the kernel to notice the carrier: until then it drops what is sent.
+
+        IPv6 addresses come a moment later, and with them their routes.
+        """
         deadline = time.monotonic() + CARRIER_TIMEOUT_S
-        while " state UP " not in ip("-n", self[end.host].namespace, "link", "show", end.device):
+        ports = [end.device for end in self.topology.ends(host.name)]
+        while not_yet := [
+            link["ifname"]
+            for link in json.loads(ip("-j", "-n", host.namespace, "address"))
+            if link["ifname"] in ports and not is_up(link)
+        ]:
             if time.monotonic() > deadline:
-                raise LabError(f"{end.device} in {end.host} did not come up")
+                raise LabError(f"did not come up in {host.name}: {', '.join(not_yet)}")

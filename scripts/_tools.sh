@@ -9,12 +9,22 @@ sshd:openssh-server
 dropbear:dropbear-bin
 plink:putty-tools
 curl:curl
+psql:postgresql
 chromium:chromium
 ip:iproute2
 nft:nftables
+iperf3:iperf3
 ps:procps
+tcpdump:tcpdump
+ethtool:ethtool
 vagrant:vagrant vagrant-libvirt
 mmdebstrap:mmdebstrap
+nc:netcat-openbsd
+ncat:ncat
+microsocks:microsocks
+tor:tor
+proxychains4:proxychains4
+torsocks:torsocks
 '
 
 missing_packages() {

@@ -83,6 +83,11 @@ class Child:
         lines = "".join(f"\n    {line}" for line in list(self._lines)[-8:])
         return f"{self.name} said last:{lines or ' nothing'}"
 
+    def kill(self) -> None:
+        """End it as a crash would: it alone, at once; its own children are left as they are."""
+        self.process.kill()
+        self.process.wait()
+
     def stop(self) -> None:
         """End it politely, after five seconds by force; harmless when it has ended already."""
         if self.process.poll() is None:

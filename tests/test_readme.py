@@ -15,20 +15,28 @@ from pathlib import Path
 
 import pytest
 
+from netns.lab import Lab, why_unusable
+from netns.state import difference
+from netns.topologies import ROUTED
+from tests.interop.targets import need
 from tests.support.programs import (
+    Keys,
     Program,
+    eventually,
     make_keys,
     running,
     running_gateway_serve,
     running_sshd,
+    running_sshd_in,
     sshd_path,
 )
+from tests.support.proxies import running_microsocks
 
 ROOT = Path(__file__).parent.parent
 PAGE = b"<p>the intranet page</p>"
-FIXED_PORTS = (6000, 2222, 8080)
+FIXED_PORTS = (6000, 2222, 8080, 8081, 8000, 9000, 9050)
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(120), pytest.mark.alone]
 
 
 def readme_commands():
@@ -67,19 +75,14 @@ def world(tmp_path_factory):
     with contextlib.ExitStack() as stack:
         stack.callback(page.server_close)
         stack.callback(page.shutdown)
-        jump = stack.enter_context(
-            running_gateway_serve(
-                keys,
-                "--host",
-                "intranet.example=127.0.0.2",
-                "--permit-open",
-                "intranet.example:80",
-            )
-        )
-        config = f"Host jump\n  HostName 127.0.0.1\n  Port {jump.port}\n"
+        config, permits = "", ["--permit-open", "intranet.example:80"]
         if sshd_path() is not None:
             server = stack.enter_context(running_sshd(keys))
+            permits += ["--permit-open", f"127.0.0.1:{server.port}"]
             config += f"Host server\n  HostName 127.0.0.1\n  Port {server.port}\n  User root\n"
+        host = ("--host", "intranet.example=127.0.0.2")
+        jump = stack.enter_context(running_gateway_serve(keys, *host, *permits))
+        config = f"Host jump\n  HostName 127.0.0.1\n  Port {jump.port}\n{config}"
         config += "Host *\n  StrictHostKeyChecking accept-new\n"
         config += f"  UserKnownHostsFile {keys.known_hosts}\n  IdentityFile {keys.user}\n"
         (keys.folder / "config").write_text(config)
@@ -182,8 +185,7 @@ def from_config(home):
 
 @contextlib.contextmanager
 def jump_box(home):
-    [command] = [line for line in readme_commands() if "gateway serve --listen" in line]
-    with staying(home, command, r"listening on .*:2222"):
+    with staying(home, f".venv/bin/{BOX}", r"listening on .*:2222"):
         yield
 
 
@@ -247,6 +249,101 @@ def forward(home):
         known_hosts.write_text(before)
 
 
+@contextlib.contextmanager
+def far_away(home):
+    """A lab in which jump and server are another host, with a network behind it: client, server."""
+    if reason := why_unusable():
+        pytest.skip(f"no network-namespace lab: {reason}")
+    config, known_hosts = home / ".ssh" / "config", home / ".ssh" / "known_hosts"
+    before = {path: path.read_text() for path in (config, known_hosts) if path.exists()}
+    try:
+        with Lab(ROUTED) as lab:
+            known_hosts.write_text("")
+            client, server = lab["client"], lab["server"]
+            address = server.ipv4()
+            config.write_text(before[config].replace("127.0.0.1", address))
+            yield client, server
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
+
+
+@contextlib.contextmanager
+def in_host(host, home, command, ready):
+    with host.inside(), staying(home, command, ready) as program:
+        yield program
+
+
+def vpn(home):
+    with (
+        far_away(home) as (client, server),
+        in_host(server, home, SERVE_VPN, r"listening on .*:2222"),
+    ):
+        before = client.snapshot()
+        with in_host(client, home, VPN, "tunnel through tun0"):
+            assert client.ping("10.20.0.2", 3).received == 3
+        assert difference(before, client.snapshot()) == ""
+
+
+def vpn_with_sshd(home):
+    if sshd_path() is None:
+        pytest.skip("sshd is not installed")
+    with far_away(home) as (client, server), contextlib.ExitStack() as stack:
+        sshd = stack.enter_context(running_sshd_in(server, Keys(home / ".ssh")))
+        config = home / ".ssh" / "config"
+        head, _, tail = config.read_text().partition("Host server\n")
+        config.write_text(
+            head + re.sub(r"Port \d+", f"Port {sshd.port}", f"Host server\n{tail}", count=1)
+        )
+        before = server.snapshot()
+        with in_host(client, home, VPN_WITH_SSHD, "tunnel through tun0"):
+            assert client.ping("10.20.0.2", 3).received == 3
+        eventually(lambda: not difference(before, server.snapshot()), "sshd's side is undone")
+
+
+def cleanup(home):
+    result = shell(home, CLEANUP)
+    assert result.returncode == 0, result.stderr
+
+
+LOCAL = ".venv/bin/gateway connect -N -L 8080:intranet.example:80 alice@jump"
+REMOTE = ".venv/bin/gateway connect -N -R 9000:localhost:8000 server"
+STDIO = ".venv/bin/gateway connect -W intranet.example:80 alice@jump"
+LIST = ".venv/bin/gateway forward alice@jump list"
+ADD = ".venv/bin/gateway forward alice@jump add -L 8081:intranet.example:80"
+CANCEL = ".venv/bin/gateway forward alice@jump cancel -L 8081"
+
+
+def local_forward(home):
+    with staying(home, LOCAL, "forward to intranet.example port 80 on localhost:8080"):
+        assert shell(home, "curl -sS http://localhost:8080/").stdout.encode() == PAGE
+        assert shell(home, LIST).stdout == "-L 8080:[intranet.example]:80\n"
+        assert shell(home, ADD).returncode == 0
+        assert shell(home, "curl -sS http://localhost:8081/").stdout.encode() == PAGE
+        assert shell(home, CANCEL).returncode == 0
+        assert shell(home, "curl -sS http://localhost:8081/").returncode == 7
+        assert shell(home, LIST).stdout == "-L 8080:[intranet.example]:80\n"
+
+
+def remote_forward(home):
+    if sshd_path() is None:
+        pytest.skip("sshd is not installed")
+    page = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Page)
+    threading.Thread(target=page.serve_forever, daemon=True).start()
+    try:
+        with staying(home, REMOTE, "forward to localhost port 8000 on port 9000 of the server"):
+            assert shell(home, "curl -sS http://localhost:9000/").stdout.encode() == PAGE
+    finally:
+        page.shutdown()
+        page.server_close()
+
+
+def stdio_forward(home):
+    result = shell(home, STDIO, input="GET / HTTP/1.0\r\n\r\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.encode().endswith(PAGE)
+
+
 def remote_command(home):
     if sshd_path() is None:
         pytest.skip("sshd is not installed")
@@ -255,7 +352,65 @@ def remote_command(home):
     assert "load average" in result.stdout
 
 
+def uptime(command, *programs, proxy_port=None):
+    """A command on the far side, perhaps through a proxy on that port."""
+
+    def run(home):
+        for program in programs:
+            need(program)
+        if sshd_path() is None:
+            pytest.skip("sshd is not installed")
+        with contextlib.ExitStack() as stack:
+            if proxy_port is not None:
+                stack.enter_context(running_microsocks(at=proxy_port))
+            result = shell(home, command, stdin=subprocess.DEVNULL)
+        assert result.returncode == 0, result.stderr
+        assert "load average" in result.stdout
+
+    return run
+
+
+def torsocks(home):
+    for program in ("torsocks", "microsocks"):
+        need(program)
+    with (
+        far_away(home) as (client, server),
+        in_host(server, home, f".venv/bin/{BOX}", r"listening on .*:2222"),
+    ):
+        proxy = client.start("microsocks", "-p", "9050")
+        try:
+            eventually(lambda: ":9050" in client.run("ss", "-ltnH").stdout, "it listens")
+            with in_host(client, home, TORSOCKS, PROXY_IS_UP):
+                curl = "curl -sS --socks5-hostname localhost:6000 http://127.0.0.1/"
+                with client.inside():
+                    assert shell(home, curl).returncode == 97  # the box itself
+        finally:
+            proxy.stop()
+
+
+JUMP = ".venv/bin/gateway connect -J alice@jump server uptime"
+SSH_W = '.venv/bin/gateway connect -o ProxyCommand="ssh -W %h:%p alice@jump" server uptime'
+VIA = ".venv/bin/gateway connect --via socks5h://localhost:9050 server uptime"
+NETCAT = '.venv/bin/gateway connect -o ProxyCommand="nc -X 5 -x localhost:9050 %h %p" server uptime'
+TORSOCKS = "torsocks .venv/bin/gateway connect -N -D 6000 -p 2222 alice@jump"
+SSH_JUMP = "ssh -J alice@jump server uptime"
+BOX = "gateway serve --listen '*:2222' --host-key host_key --authorized-keys authorized_keys"
+SERVE_VPN = f".venv/bin/{BOX} --permit-tunnel"
+VPN = ".venv/bin/gateway connect --vpn 10.20.0.0/24 -p 2222 alice@jump"
+VPN_WITH_SSHD = ".venv/bin/gateway connect --vpn 10.20.0.0/24 --remote-setup root@server"
+CLEANUP = ".venv/bin/gateway cleanup"
+
 ACTIONS = {
+    LOCAL: local_forward,
+    REMOTE: remote_forward,
+    STDIO: stdio_forward,
+    LIST: local_forward,
+    ADD: local_forward,
+    CANCEL: local_forward,
+    SERVE_VPN: vpn,
+    VPN: vpn,
+    VPN_WITH_SSHD: vpn_with_sshd,
+    CLEANUP: cleanup,
     "scripts/demo": demo,
     "scripts/test": test_script,
     "scripts/setup": setup,
@@ -265,8 +420,7 @@ ACTIONS = {
     "printf 'Host office\\n  HostName jump\\n  User alice\\n  DynamicForward 6000\\n' "
     ">> ~/.ssh/config": from_config,
     ".venv/bin/gateway connect -N office": from_config,
-    ".venv/bin/gateway serve --listen '*:2222' --host-key host_key "
-    "--authorized-keys authorized_keys": serve,
+    f".venv/bin/{BOX}": serve,
     ".venv/bin/gateway connect -N -D 6000 -p 2222 alice@jump": through_the_box(
         ".venv/bin/gateway connect -N -D 6000 -p 2222 alice@jump"
     ),
@@ -276,6 +430,12 @@ ACTIONS = {
     EXPLAIN: explain,
     FORWARD: forward,
     ".venv/bin/gateway connect server uptime": remote_command,
+    JUMP: uptime(JUMP),
+    SSH_W: uptime(SSH_W),
+    VIA: uptime(VIA, "microsocks", proxy_port=9050),
+    NETCAT: uptime(NETCAT, "microsocks", "nc", proxy_port=9050),
+    TORSOCKS: torsocks,
+    SSH_JUMP: uptime(SSH_JUMP),
 }
 
 

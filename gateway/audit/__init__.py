@@ -30,5 +30,7 @@ only a part of it, what found no room is counted and the count is written later,
 
 **Files** (`store`). A folder of mode 0700 with ``audit-000001.jsonl``, …, mode 0600, each beginning
 with a ``log.file`` line that continues the chain. One server per folder (flock). A start continues
-where the last one ended; an incomplete last line is kept in a file beside it and reported.
+where the last one ended; an incomplete last line is kept in a file beside it and reported, and so
+is a run that did not end by itself. With ``audit_keep_days`` files go when what is in them is that
+old; the log says so before, under its seal, and `chain` says what that proves.
 """

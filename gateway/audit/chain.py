@@ -21,6 +21,14 @@ has K(0) or an old K(i), from the box before it was taken off or from a backup, 
 after. (4) A whole folder put back to an older state together with its ``audit.key`` is consistent:
 compare the number of checkpoints with one that was noted elsewhere (``sealed``).
 
+**Retirement.** Old files may be removed when the first line of the file after them says so: it has
+stood there, under its seal, for the days that it names (`records.is_over`). Before the writer
+removes them it writes a ``log.retired`` and seals it; a log that does not begin with its first file
+is good only with such a record, sealed and not too early. So nobody without the key can pass off a
+beginning that he cut as retired, and a shorter time in the configuration holds for no file that was
+begun before. Who took the machine at epoch *j* (2) can leave nothing from before *j*, invent a past
+and let it have been retired: compare the oldest time that `verify` tells, or note a checkpoint.
+
 Nothing here opens a file or looks at a clock.
 """
 
@@ -31,12 +39,22 @@ import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from gateway.audit.records import LogCheckpoint, LogFile, Record, decode, encode
+from gateway.audit.records import (
+    LogCheckpoint,
+    LogFile,
+    LogRetired,
+    Record,
+    decode,
+    encode,
+    is_over,
+    seconds_of,
+)
 from gateway.errors import GatewayError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+STOP: Final = "stop"  # why a checkpoint was made: the run is over
 GENESIS: Final = "0" * 64
 KEY_BYTES: Final = 32
 MAXIMUM_EPOCH: Final = 50_000_000  # a century of checkpoints each minute, or a minute of hashing
@@ -124,8 +142,9 @@ class Chain:
 class Walk:
     """The reading end: takes line after line and raises `BadLine` at the first wrong one.
 
-    ``archived``: the first line is taken as it is, since the files before it are elsewhere. MACs of
+    The first line may begin any file but the first one; ``archived``: that one too. MACs of
     epochs before that of ``key`` cannot be verified and are not: `verify` asks for an older key.
+    ``retired`` is the last file of which a sealed record says that it was, ``retired_at`` when.
     """
 
     def __init__(self, key: SealKey, *, archived: bool = False) -> None:
@@ -135,9 +154,16 @@ class Walk:
         self.epoch = 0
         self.number = 0
         self.unsealed = 0
+        self.first = 1  # number of the first file that is here
+        self.first_time = ""
         self.last_time = ""
         self.last_mac = ""
+        self.is_closed = True  # by a clean stop, or there was no run yet
+        self.retired, self.retired_at = 0, ""
+        self._is_new = True
         self._archived = archived
+        self._headers: dict[int, dict[str, object]] = {}  # first lines by number of their file
+        self._not_sealed: list[tuple[int, str]] = []  # what `retired` and ``retired_at`` will be
 
     def take(self, line: bytes, *, begins_file: bool) -> None:
         """Check one line with its line feed."""
@@ -149,7 +175,7 @@ class Walk:
             fields = decode(line)
         except ValueError as error:
             raise BadLine(str(error)) from None
-        if begins_file and self._archived:
+        if self._is_new:
             self._begin(fields)
         if begins_file or fields["kind"] == LogFile.kind:
             self._take_file(fields, begins_file=begins_file)
@@ -161,20 +187,26 @@ class Walk:
         if fields["seq"] != self.seq:
             raise BadLine(f"the record is number {fields['seq']}, not {self.seq}")
         self.unsealed += 1
+        self.is_closed = False
         if fields["kind"] == LogCheckpoint.kind:
             self._take_checkpoint(fields, line)
+        elif fields["kind"] == LogRetired.kind:
+            self._take_retired(fields)
         self.prev = digest(line)
         self.seq += 1
         self.last_time = str(fields["time"])
 
     def _begin(self, fields: dict[str, object]) -> None:
         """Take the place in the chain from the first line that is here."""
-        self._archived = False
+        self._is_new = False
+        self.first_time = str(fields["time"])
         number, epoch = fields.get("number"), fields.get("epoch")
         if type(number) is not int or type(epoch) is not int:
             raise BadLine("a file of the log must begin with a log.file record")
+        if number <= 1 and not self._archived:
+            return
         self.seq, self.prev = int(str(fields["seq"])), str(fields["prev"])
-        self.number, self.epoch = number - 1, epoch
+        self.first, self.number, self.epoch = number, number - 1, epoch
         if epoch > self.key.epoch:
             try:
                 self.key = self.key.at(epoch)
@@ -191,6 +223,23 @@ class Walk:
             )
         self._check_epoch(fields.get("epoch"))
         self.number += 1
+        self._headers[self.number] = fields
+
+    def _take_retired(self, fields: dict[str, object]) -> None:
+        through = fields.get("through")
+        if type(through) is int and through < self.first - 1:
+            return  # and more was retired since
+        header = self._headers.get(through + 1) if type(through) is int else None
+        wanted = ("first_seq", "seq"), ("first_prev", "prev"), ("keep_days", "keep_days")
+        if header is None or any(fields.get(name) != header.get(of) for name, of in wanted):
+            raise BadLine("files were retired that this log does not have")
+        try:
+            is_due = is_over(header, seconds_of(fields["time"]))
+        except ValueError:
+            is_due = False
+        if not is_due:
+            raise BadLine(f"files up to {through} were retired that had to be kept longer")
+        self._not_sealed.append((int(str(through)), str(fields["time"])))
 
     def _take_checkpoint(self, fields: dict[str, object], line: bytes) -> None:
         self._check_epoch(fields.get("epoch"))
@@ -203,8 +252,13 @@ class Walk:
                     "lines before it were written again, or the key is of another log"
                 )
             self.key = self.key.next()
+            self.retired, self.retired_at = max(
+                [(self.retired, self.retired_at), *self._not_sealed]
+            )
+        self._not_sealed.clear()
         self.epoch += 1
         self.unsealed = 0
+        self.is_closed = fields.get("reason") == STOP
         self.last_mac = str(fields.get("mac", ""))
 
     def _check_epoch(self, epoch: object) -> None:
@@ -221,6 +275,8 @@ class Report:
 
     ``file`` and ``line`` (from 1) say where the first bad line is; ``unsealed`` are the lines after
     the last checkpoint, which only the hashes protect; ``checkpoints`` counts from the beginning.
+    ``first`` is the number of the first file, ``first_time`` the time of its first line; those
+    before it were retired at ``retired_at``, or archived.
     """
 
     problem: str = ""
@@ -231,6 +287,9 @@ class Report:
     unsealed: int = 0
     checkpoints: int = 0
     last_mac: str = ""
+    first: int = 1
+    first_time: str = ""
+    retired_at: str = ""
 
     @property
     def ok(self) -> bool:
@@ -252,7 +311,9 @@ def verify(
     """
     report = Report()
     walk = Walk(key, archived=archived)
+    first_name = ""
     for name, lines in files:
+        first_name = first_name or name
         report.files += 1
         report.file, report.line = name, 0
         for line in lines:
@@ -265,8 +326,19 @@ def verify(
             report.problem = "the file is empty"
             return report
     report.checkpoints, report.unsealed, report.last_mac = walk.epoch, walk.unsealed, walk.last_mac
-    if not report.files:
+    report.first, report.first_time, report.retired_at = (
+        walk.first,
+        walk.first_time,
+        walk.retired_at,
+    )
+    if not first_name:
         report.problem = "there is no file of the log"
+    elif not archived and walk.retired < walk.first - 1:
+        report.file, report.line = first_name, 1
+        report.problem = (
+            f"this is file {walk.first} of the log, and not file 1, which is missing, and no "
+            "sealed record says that what is missing was retired"
+        )
     elif walk.epoch < sealed:
         report.problem = (
             f"the end of the log was cut off: {sealed} checkpoints were made and {walk.epoch} "

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 MAXIMUM_TEXT: Final = 512  # characters of one text, before escaping
 MAXIMUM_TEXTS: Final = 64  # texts of one field; the rest is counted
+DAY_S: Final = 86_400
 PREFIX_BITS: Final = {4: 24, 6: 64}  # what counts as one source in ``noise``
 
 Value = str | int | float | bool | tuple[str, ...]
@@ -211,6 +212,18 @@ class PolicyDecision(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Abuse(Record):
+    """A user looks around: so many different targets came to nothing within a minute."""
+
+    kind: ClassVar[str] = "abuse"
+    conn_id: int
+    user: str
+    what: str
+    targets: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelOpen(Record):
     """A channel is connected: to the address ``dialled``, after ``connect_s``."""
 
@@ -261,19 +274,22 @@ class ChannelFail(Record):
 
 @dataclass(frozen=True, slots=True)
 class ListenerAdd(Record):
-    """A port is listened on for a client (RFC 4254 §7.1)."""
+    """A port is listened on for a client (RFC 4254 §7.1), as ``rule`` allows.
+
+    For a unix socket ``bind`` is its path and ``port`` is 0 (OpenSSH PROTOCOL §2.4).
+    """
 
     kind: ClassVar[str] = "listener.add"
     conn_id: int
     user: str
     bind: str
     port: int
-    rule: str = ""
+    rule: str
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerRemove(Record):
-    """Such a port is closed."""
+    """Such a listener is closed; ``rule`` is what had allowed it."""
 
     kind: ClassVar[str] = "listener.remove"
     conn_id: int
@@ -281,6 +297,7 @@ class ListenerRemove(Record):
     bind: str
     port: int
     reason: str
+    rule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,13 +322,30 @@ class Noise(Record):
 class LogFile(Record):
     """The first line of every file; ``epoch`` is that of the next checkpoint.
 
-    ``prev`` is the hash of the last line of ``previous``, and so stands for that whole file.
+    ``prev`` is the hash of the last line of ``previous``, and so stands for that whole file. When
+    this line is ``keep_days`` old, the files before it may be removed; with 0 they may never.
     """
 
     kind: ClassVar[str] = "log.file"
     number: int
     previous: str
     epoch: int
+    keep_days: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogRetired(Record):
+    """The files up to this number are removed, for their time is over.
+
+    ``first_seq`` and ``first_prev`` are ``seq`` and ``prev`` of the line with which the log begins
+    from then on; ``keep_days`` is what that line says.
+    """
+
+    kind: ClassVar[str] = "log.retired"
+    through: int
+    first_seq: int
+    first_prev: str
+    keep_days: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +449,22 @@ def rfc3339(wall_ns: int) -> str:
     """Return a time as text, in UTC with microseconds."""
     seconds, rest = divmod(wall_ns, 1_000_000_000)
     return f"{_second(seconds)}.{rest // 1000:06d}Z"
+
+
+def seconds_of(time: object) -> float:
+    """Return the seconds since 1970 of what `rfc3339` makes. Raises ValueError."""
+    found = datetime.fromisoformat(str(time))
+    if found.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return found.timestamp()
+
+
+def is_over(header: dict[str, object], at_s: float) -> bool:
+    """Say whether the files before the one that begins with ``header`` may be removed."""
+    keep_days = header.get("keep_days")
+    if type(keep_days) is not int or keep_days < 1:
+        return False
+    return at_s - seconds_of(header["time"]) >= keep_days * DAY_S
 
 
 def hassh(

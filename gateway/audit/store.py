@@ -14,21 +14,27 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from gateway.audit.chain import KEY_BYTES, BadLine, Chain, SealKey, Walk, digest
-from gateway.audit.records import LogRecovered, decode
+from gateway.audit.chain import KEY_BYTES, MAXIMUM_LINE, BadLine, Chain, SealKey, Walk, digest
+from gateway.audit.records import DAY_S, LogRecovered, LogRetired, decode, is_over, seconds_of
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+log = logging.getLogger(__name__)
+
+NOT_ENDED: Final = "the run before did not end by itself: its last records may be missing"
+CLOCK_MARGIN_S: Final = 60.0  # by which a clock may be set back while files are retired
 KEY_FILE: Final = "audit.key"
 INITIAL_KEY_FILE: Final = "audit.initial"
 _FILE_NAME: Final = re.compile(r"audit-(\d{6,})\.jsonl")
+_WITH_TAIL: Final = re.compile(_FILE_NAME.pattern + r"(?:\.tail-\d+)?")
 
 
 def file_name(number: int) -> str:
@@ -201,6 +207,39 @@ class Store:
             os.close(self._folder)
             self._folder = -1
 
+    # -- retirement --------------------------------------------------------------------------------
+
+    def find_retired(self, keep_days: int, now_ns: int) -> LogRetired | None:
+        """Find the files that have been kept for ``keep_days``, and for what the log promises.
+
+        With 0 there are none. Raises OSError.
+        """
+        if not keep_days:
+            return None
+        at_s = now_ns / 1e9 - CLOCK_MARGIN_S
+        for path in reversed(log_files(self.folder)[1:]):
+            try:
+                header = _first_line(path)
+                age_s = at_s - seconds_of(header["time"])
+                is_due = age_s >= keep_days * DAY_S and is_over(header, at_s)
+            except (OSError, ValueError):
+                continue  # `chain.verify` will say what is wrong with it
+            if is_due:
+                seq, promised = int(str(header["seq"])), int(str(header["keep_days"]))
+                return LogRetired(_number(path) - 1, seq, str(header["prev"]), promised)
+        return None
+
+    def retire(self, through: int) -> None:
+        """Remove the files up to this number, oldest first; the record of it must be synced."""
+        for path in sorted(self.folder.iterdir()):
+            match = _WITH_TAIL.fullmatch(path.name)
+            if match and int(match[1]) <= through:
+                try:
+                    path.unlink()
+                except OSError as error:  # tried again with the next file of the log
+                    log.warning("audit log: %s cannot be removed: %s", path, error.strerror)
+        os.fsync(self._folder)
+
     # -- a start -----------------------------------------------------------------------------------
 
     def resume(self) -> Resumed:
@@ -228,6 +267,8 @@ class Store:
             name = files[-1].name if files else ""
             lost = f"{key.epoch} checkpoints were made and {walk.epoch} are left: it was cut"
             wrong = LogRecovered(name, lost)
+        if not problems and not wrong and not walk.is_closed:
+            problems.append(LogRecovered(files[-1].name, NOT_ENDED))
         if wrong:
             problems.append(wrong)
             chain = Chain(max(key, walk.key, key=lambda one: one.epoch), *_end_of(files, chain))
@@ -274,6 +315,12 @@ def _sync(path: Path) -> int:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size
+
+
+def _first_line(path: Path) -> dict[str, object]:
+    """Return the header of a file. Raises OSError and ValueError."""
+    with path.open("rb") as file:
+        return decode(file.readline(MAXIMUM_LINE))
 
 
 def _number(path: Path) -> int:

@@ -2,19 +2,23 @@
 
 `write` gives a record its place in the chain and appends its line to a buffer: no system call, no
 await. `run` writes the buffer to the file at the end of the event loop's turn, then at most every
-``FLUSH_INTERVAL_S``, with a plain write(2) of at most the buffer; fdatasync, the key and new files
-are the business of a thread, at most every ``sync_s``.
+``FLUSH_INTERVAL_S``; fdatasync, the key and new and retired files come at most every ``sync_s``.
+Both happen in threads: a disk that hangs does not stop the server.
 
-**Loss.** kill -9: what was not written, so 0.1 s, and during the change to the next file as much as
-one fdatasync takes. Power cut: ``sync_s`` and the fdatasync under way more. A clean stop: nothing.
+**Loss.** kill -9: what was not written, so 0.1 s and as much as one write takes, and during the
+change to the next file as much as one fdatasync takes. Power cut: ``sync_s`` and the fdatasync
+under way more. A clean stop: nothing.
 
 **A log that cannot be written** (full disk, EIO, quota): the state is `State.DENY_NEW` from the
-first failed write or sync, or the first record of a user that found no room, until everything is
-written again, which is tried every ``RETRY_S``. Strangers' records may fill a quarter of the
-buffer. What found no room is counted; ``log.dropped`` and ``log.failed`` say so afterwards. (After
-EIO from fdatasync the kernel may have dropped pages; then `chain.verify` shows the gap.)
+first failed write or sync, or one that takes longer than ``HANG_S``, or the first record of a user
+that found no room, until everything is written again, which is tried every ``RETRY_S``. Strangers'
+records may fill a quarter of the buffer. What found no room is counted; ``log.dropped`` and
+``log.failed`` say so afterwards. (After EIO from fdatasync the kernel may have dropped pages; then
+`chain.verify` shows the gap.)
 
-The kernel's page cache is trusted to take a megabyte without a wait that matters.
+**Retirement** (``keep_days``): looked for at the start and with each new file. The record is
+written, sealed and synced before the files that it names are removed; see `chain`. `close` waits
+for the disk, however long that takes.
 """
 
 from __future__ import annotations
@@ -25,15 +29,19 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from gateway.audit.chain import STOP
 from gateway.audit.records import (
+    DAY_S,
     LogDropped,
     LogFailed,
     LogFile,
     LogRepeated,
+    LogRetired,
     Noise,
     Record,
     Tally,
@@ -53,10 +61,13 @@ log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S: Final = 0.1
 RETRY_S: Final = 1.0  # after a write or sync that failed
+HANG_S: Final = 5.0  # for a write or sync; one that takes longer counts as failed meanwhile
 PERIOD_S: Final = 60.0  # of ``noise`` and ``log.repeated``
 REPEATS: Final = 20  # records of one kind, source and reason in a period; more are counted
 PRE_AUTH_SHARE: Final = 4  # strangers' records may fill one part in so many of the buffer
-_DAY_NS: Final = 86_400 * 1_000_000_000
+_DAY_NS: Final = DAY_S * 1_000_000_000
+
+_Done = TypeVar("_Done")
 
 
 class State(Enum):
@@ -69,13 +80,14 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AuditOptions:
-    """How the log is written; bytes, seconds, numbers of records."""
+    """How the log is written; bytes, seconds, numbers of records. ``keep_days`` 0 is for ever."""
 
     file_bytes: int = 16 << 20
     buffer_bytes: int = 1 << 20
     checkpoint_records: int = 1000
     checkpoint_s: float = 60.0
     sync_s: float = 1.0
+    keep_days: int = 0
 
 
 class _Signal:
@@ -95,20 +107,28 @@ class _Signal:
 @dataclass(frozen=True, slots=True)
 class _Settlement:
     """What a thread does for the disk: ``written`` bytes synced, then the newest key whose
-    checkpoint is among them, then the next file (0: none) if the open one is over.
+    checkpoint is among them, then the files up to ``retired`` removed (0: none), then the next file
+    (0: none) if the open one is over.
     """
 
     written: int
     key: SealKey | None
+    retired: int
     next_number: int
+    keep_days: int
+    now_ns: int
 
-    def settle(self, store: Store) -> None:
-        """Do it. Raises OSError."""
+    def settle(self, store: Store) -> LogRetired | None:
+        """Do it; with a new file, say which ones have been kept long enough. Raises OSError."""
         store.sync()
         if self.key is not None:
             store.save_key(self.key)
+        if self.retired:
+            store.retire(self.retired)
         if self.next_number:
             store.begin_file(self.next_number)
+            return store.find_retired(self.keep_days, self.now_ns)
+        return None
 
 
 class AuditLog:
@@ -138,9 +158,11 @@ class AuditLog:
         self._appended = self._written = self._synced = 0  # bytes in this run
         self._is_unsynced = False  # the last try to sync, or to begin a file, failed
         self._moved_keys: deque[tuple[int, SealKey]] = deque()  # by ``_appended`` after their line
+        self._retiring = (0, 0)  # ``_appended`` after the record of it, and the last such file
         self._to_write, self._to_sync = _Signal(), _Signal()
         self._to_seal, self._to_count = _Signal(), _Signal()
         self._to_seal.set()  # perhaps a former run left something
+        self._limiter = trio.CapacityLimiter(2)  # threads that nobody else uses up
 
         resumed = store.resume()
         self._chain = resumed.chain
@@ -170,6 +192,7 @@ class AuditLog:
                 self._number += 1
                 self._store.begin_file(self._number)
                 self._append_header()
+            self._retire(self._store.find_retired(self.options.keep_days, self._wall_ns()))
         except OSError as error:
             self._fail(error)
         self._open_number = self._number
@@ -248,9 +271,16 @@ class AuditLog:
 
     def _append_header(self) -> None:
         previous = file_name(self._number - 1) if self._number > 1 else ""
-        header = LogFile(self._number, previous, self._chain.key.epoch)
+        header = LogFile(self._number, previous, self._chain.key.epoch, self.options.keep_days)
         self._put(self._chain.add(header, self._wall_ns(), self._monotonic_ns()))
         self._since_checkpoint += 1
+
+    def _retire(self, found: LogRetired | None) -> None:
+        """Say which files have been kept long enough; they are removed once that is synced."""
+        if found is not None and self.state is not State.CLOSED:
+            self._append(found)
+            self.seal("retirement")
+            self._retiring = self._appended, found.through
 
     def count_out(self) -> None:
         """Write what was counted in the period that is over."""
@@ -265,45 +295,69 @@ class AuditLog:
     # -- the file ----------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write the lines of the open file to it. Never raises; see `state`."""
+        """Write the lines of the open file to it, here and now. Never raises; see `state`."""
         try:
-            self._flush()
+            while self._buffers[0]:
+                self._wrote(self._store.write(bytes(self._buffers[0])))
         except OSError as error:
             self._fail(error)
-            return
+        else:
+            self._flushed()
+
+    async def _flush(self) -> None:
+        """Do the same in a thread, with the lines that are there now."""
+        rest = len(self._buffers[0])
+        while rest:
+            before, data = self._written, bytes(self._buffers[0][:rest])
+            await self._on_disk(partial(self._store.write, data), self._wrote, self._fail)
+            if self._written == before:
+                return
+            rest -= self._written - before
+        self._flushed()
+
+    def _wrote(self, count: int) -> None:
+        del self._buffers[0][:count]
+        self._written += count
+
+    def _flushed(self) -> None:
         if self._appended == self._written and not self._is_unsynced:
             self._recover()
         if self._written > self._synced or len(self._buffers) > 1:
             self._to_sync.set()
-
-    def _flush(self) -> None:
-        buffer = self._buffers[0]
-        while buffer:
-            count = self._store.write(bytes(buffer))
-            del buffer[:count]
-            self._written += count
 
     def _plan(self) -> _Settlement:
         key = None
         for offset, moved in self._moved_keys:
             if offset <= self._written:
                 key = moved
+        said_at, retired = self._retiring
         is_over = len(self._buffers) > 1 and not self._buffers[0]
-        return _Settlement(self._written, key, self._open_number + 1 if is_over else 0)
+        return _Settlement(
+            self._written,
+            key,
+            retired if said_at <= self._written else 0,
+            self._open_number + 1 if is_over else 0,
+            self.options.keep_days,
+            self._wall_ns(),
+        )
 
-    def _settled(self, done: _Settlement) -> None:
+    def _settled(self, done: _Settlement, found: LogRetired | None) -> None:
         self._synced = done.written
         while self._moved_keys and self._moved_keys[0][0] <= done.written:
             self._moved_keys.popleft()
+        if done.retired:
+            self._retiring = 0, 0
         if done.next_number:
             self._open_number = done.next_number
             self._buffers.popleft()
         if done.next_number or self._is_unsynced:
             self._is_unsynced = False
             self._to_write.set()
+        self._retire(found)
 
     def _not_settled(self, error: OSError) -> None:
         self._is_unsynced = True
+        self._to_sync.set()
         self._fail(error)
 
     def _fail(self, error: OSError) -> None:
@@ -346,22 +400,41 @@ class AuditLog:
     async def _keep_flushing(self) -> None:
         while True:
             await self._to_write.wait()
-            self.flush()
+            await self._flush()
             await trio.sleep(RETRY_S if self._failure else FLUSH_INTERVAL_S)
 
     async def _keep_syncing(self) -> None:
         while True:
             await self._to_sync.wait()
             plan = self._plan()
+            await self._on_disk(
+                partial(plan.settle, self._store),
+                partial(self._settled, plan),
+                self._not_settled,
+            )
+            await trio.sleep(RETRY_S if self._is_unsynced else self.options.sync_s)
+
+    async def _on_disk(
+        self,
+        work: Callable[[], _Done],
+        done: Callable[[_Done], object],
+        failed: Callable[[OSError], object],
+    ) -> None:
+        """Call ``work`` in a thread, and ``done`` or ``failed`` before this can be cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deny_if_it_hangs)
             try:
-                await trio.to_thread.run_sync(plan.settle, self._store)
+                result = await trio.to_thread.run_sync(work, limiter=self._limiter)
             except OSError as error:
-                self._not_settled(error)
-                self._to_sync.set()
-                await trio.sleep(RETRY_S)
+                failed(error)
             else:
-                self._settled(plan)
-                await trio.sleep(self.options.sync_s)
+                done(result)
+            nursery.cancel_scope.cancel()
+
+    async def _deny_if_it_hangs(self) -> None:
+        await trio.sleep(HANG_S)
+        self._is_unsynced = True  # so that only a sync that succeeds ends it
+        self._deny(f"the disk has not answered for {HANG_S:.0f} s")
 
     async def _keep_sealing(self) -> None:
         while True:
@@ -381,17 +454,17 @@ class AuditLog:
             return
         self.count_out()
         self.flush()  # so that what follows a failure is sealed too
-        self.seal("stop")
+        self.seal(STOP)
         self.state = State.CLOSED
         while True:
             self.flush()
             plan = self._plan()
             try:
-                plan.settle(self._store)
+                found = plan.settle(self._store)
             except OSError as error:
                 self._not_settled(error)
                 break
-            self._settled(plan)
+            self._settled(plan, found)
             if not plan.next_number:
                 break
         if lost := self._appended - self._written:

@@ -11,10 +11,12 @@ from gateway import __version__
 
 USAGE: Final = """\
 usage: gateway connect [options] [user@]host [command]   a proxy or a tunnel over an SSH login
+       gateway forward HOST list|add|cancel [-L|-R|-D …]   what a running connect forwards
        gateway serve [options]                           the SSH server of a jump box
        gateway audit verify|show|key FOLDER              its audit log
        gateway init DIR                                  a gateway.toml to begin with
        gateway explain [-c FILE] USER open HOST:PORT     may USER do that, and by which rule
+       gateway cleanup                                   undo what a killed VPN has left
        gateway --version
 
 `gateway COMMAND --help` lists the options of a command.
@@ -30,6 +32,8 @@ def main() -> int:
     match command:  # one command, its imports
         case "connect":
             from gateway.cli.connect import run_connect as run_command  # noqa: PLC0415
+        case "forward":
+            from gateway.cli.forward import run_forward as run_command  # noqa: PLC0415
         case "serve":
             from gateway.cli.serve import run_serve as run_command  # noqa: PLC0415
         case "init":
@@ -38,6 +42,8 @@ def main() -> int:
             from gateway.cli.explain import run_explain as run_command  # noqa: PLC0415
         case "audit":
             from gateway.cli.audit import run_audit as run_command  # noqa: PLC0415
+        case "cleanup":
+            from gateway.cli.cleanup import run_cleanup as run_command  # noqa: PLC0415
         case "--version" | "-V":
             print(f"gateway {__version__}")
             return 0

@@ -107,6 +107,11 @@ def _verify(arguments: argparse.Namespace) -> int:
         place = f", line {report.line}" if report.line else ""
         print(f"BAD: {report.file}{place}: {report.problem}")
         return EXIT_FINDING
+    if report.first > 1:
+        how = f"were retired on {report.retired_at[:10]}, kept as long as the log said"
+        if arguments.archived:
+            how = "are kept elsewhere, as --archived says"
+        print(f"files 1 to {report.first - 1} {how}; what is here begins {report.first_time}")
     print(
         f"good: {report.lines} lines in {report.files} files, {report.checkpoints} checkpoints, "
         f"the last {report.last_mac[:16] or 'none'}; {report.unsealed} lines are not sealed yet"

@@ -43,7 +43,7 @@ def run_explain(arguments: list[str]) -> int:
         help="the configuration (default: gateway.toml)")  # fmt: skip
     add("user", metavar="USER", help="a user name of the configuration")
     add("words", nargs="+", metavar="WORD",
-        help="the request: open HOST:PORT, listen HOST:PORT, tun KIND or unix PATH")  # fmt: skip
+        help="the request: open or listen HOST:PORT, tun KIND or ADDRESS, unix PATH")  # fmt: skip
     try:
         parsed = parser.parse_args(arguments)
         config = read_gateway_toml(parsed.config)

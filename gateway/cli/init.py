@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final
 from gateway.cli.terminal import EXIT_FAILURE, Parser, say_error
 from gateway.config.addresses import check_user_name
 from gateway.config.identities import load_public_key_file
+from gateway.config.server_config import TunnelConfig
 from gateway.errors import ConfigError, printable
+from gateway.policy.leases import DEFAULT_POOL
 from gateway.policy.limits import Limits
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey
@@ -38,8 +40,10 @@ TEMPLATE: Final = """\
 
 listen = ["*:{port}"]                # ADDRESS:PORT, * for all addresses
 host_keys = ["{host_key}"]
+# user = "gateway"                 # as whom it goes on when root has started it
 algorithms = "default"             # "strict": post-quantum key exchange only
 # audit = "audit"                  # a folder for the audit log
+# audit_keep_days = 400            # then its old files are removed; without this, never
 
 # Who may log in. The name is the one before the @.
 [users.{user}]
@@ -62,6 +66,20 @@ groups = ["staff"]
 # allow = "open"
 # to = ["db.internal:5432"]
 # users = [{quoted_user}]
+
+# [[rules]]
+# id = "vpn"
+# allow = "tun"
+# to = ["10.20.0.0/16", "fd20::/64"]  # or "tun", all that needs no name; "tap" is for ethernet
+# groups = ["staff"]
+
+# Addresses for clients of the VPN, the first one is the server's. Used nowhere near this machine.
+# [tunnel]
+# pool = [{pool}]
+# mtu = {tunnel.mtu}
+# masquerade = {masquerade}              # targets see the server's address, and need no route back
+# leases = "leases.json"           # who has which address
+# flows_per_client = {tunnel.flows_per_client}         # connections at the same time
 
 # Names that only this server resolves.
 # [names]
@@ -141,6 +159,7 @@ def _make(folder: Path, user: str, key: PublicKey) -> PrivateKey:
     """Make all files, each for its owner only; return the host key."""
     host_key = PrivateKey.generate(os.urandom)
     key_file = f"{USERS}/{user}.keys"
+    tunnel = TunnelConfig(DEFAULT_POOL)
     config = TEMPLATE.format(
         config=CONFIG,
         port=PORT,
@@ -148,6 +167,9 @@ def _make(folder: Path, user: str, key: PublicKey) -> PrivateKey:
         user=user if re.fullmatch("[A-Za-z0-9_-]+", user) else _quoted(user),
         quoted_user=_quoted(user),
         key_file=_quoted(key_file),
+        pool=", ".join(_quoted(str(network)) for network in tunnel.pool),
+        masquerade=json.dumps(tunnel.masquerade),
+        tunnel=tunnel,
         limits="\n".join(
             f"# {field.name} = {json.dumps(field.default)}" for field in dataclasses.fields(Limits)
         ),

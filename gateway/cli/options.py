@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.cli.terminal import Parser
+from gateway.cli.vpn_options import add_vpn_options, vpn_options
 from gateway.config.addresses import parse_destination
+from gateway.config.proxies import parse_proxies
+from gateway.config.sources import PROXIES
 from gateway.config.ssh_config import parse_option, quoted
 
 
@@ -20,7 +23,7 @@ class Option:
     """An option that stands for a keyword, with an argument or for one ``value``.
 
     The first one given wins, also against -o; one that ``overrides`` wins wherever it stands, the
-    last of them at that (ssh.c, main).
+    last of them at that (ssh.c, main). Given ``again``, its value is another.
     """
 
     keyword: str
@@ -28,12 +31,21 @@ class Option:
     metavar: str | None = None
     value: str = ""
     overrides: bool = False
+    again: str = ""
 
 
 _OPTIONS: Final = {
     "N": Option("SessionType", "run no command: only the tunnel", value="none", overrides=True),
     "D": Option("DynamicForward", "SOCKS proxy on this port (repeatable); loopback unless "
                 "ADDRESS is given", "[ADDRESS:]PORT"),
+    "L": Option("LocalForward", "let clients of this machine reach what the server does "
+                "(repeatable)", "[ADDRESS:]PORT:HOST:PORT"),
+    "R": Option("RemoteForward", "let clients of the server reach what this machine does; with a "
+                "port alone, a SOCKS proxy for them (repeatable)", "[ADDRESS:]PORT[:HOST:PORT]"),
+    "S": Option("ControlPath", "name of the control socket, to which .gateway is added; none for "
+                "no socket", "PATH", overrides=True),
+    "g": Option("GatewayPorts", "let others connect to what -L and -D listen on", value="yes",
+                overrides=True),
     "p": Option("Port", "port of the SSH server (22)", "PORT"),
     "l": Option("User", "user to log in as", "USER"),
     "i": Option("IdentityFile", "private key (repeatable)", "FILE"),
@@ -41,37 +53,46 @@ _OPTIONS: Final = {
     "m": Option("MACs", "message authentication codes, best first", "LIST", overrides=True),
     "b": Option("BindAddress", "connect from this address", "ADDRESS", overrides=True),
     "B": Option("BindInterface", "connect through this interface", "INTERFACE", overrides=True),
+    "J": Option("ProxyJump", "go through these hosts, in this order", "[USER@]HOST[:PORT][,...]"),
     "P": Option("Tag", "select lines with Match tagged", "TAG"),
+    "w": Option("TunnelDevice", "open a tun device on both sides", "LOCAL[:REMOTE]",
+                overrides=True),
     "f": Option("ForkAfterAuthentication", "go to the background once everything is up",
                 value="yes", overrides=True),
     "n": Option("StdinNull", "the command gets no input", value="yes", overrides=True),
+    "t": Option("RequestTTY", "ask for a terminal (twice: also if there is none here)",
+                value="yes", overrides=True, again="force"),
+    "T": Option("RequestTTY", "ask for no terminal", value="no", overrides=True),
+    "s": Option("SessionType", "the command is the name of a subsystem", value="subsystem",
+                overrides=True),
+    "e": Option("EscapeChar", "escape character of a session with a terminal (~)", "CHARACTER",
+                overrides=True),
     "4": Option("AddressFamily", "IPv4 only", value="inet", overrides=True),
     "6": Option("AddressFamily", "IPv6 only", value="inet6", overrides=True),
 }  # fmt: skip
-# -f means -n too.
-_ALSO: Final = {"f": "n"}
-# Options that a tunnel does not need: accepted, the first group in silence.
-_WITHOUT_EFFECT: Final = ("a", "k", "x", "T")
+# What they mean besides: -f means -n, -N means -T, and -w a Tunnel of the usual kind if nothing
+# says which.
+_ALSO: Final = {
+    "N": _OPTIONS["T"],
+    "f": _OPTIONS["n"],
+    "w": Option("Tunnel", "", value="point-to-point"),
+}
+# What -W means besides: it overrides what else would be opened, or is what is not set otherwise.
+_STDIO_OVERRIDES: Final = (("SessionType", "none"), ("RequestTTY", "no"))
+_STDIO_DEFAULTS: Final = (("ClearAllForwardings", "yes"), ("ExitOnForwardFailure", "yes"))
+# Options about what there is not: accepted, in silence if they turn it off.
+_WITHOUT_EFFECT: Final = ("a", "k", "x")
 _IGNORED: Final = {
     "A": "agent forwarding",
     "C": "compression",
     "K": "GSSAPI",
     "X": "X11 forwarding",
     "Y": "X11 forwarding",
-    "t": "a terminal",
 }
 # Options whose absence would change what happens: refused until they work.
 _NOT_YET: Final = {
-    "L": "local forwarding",
-    "R": "remote forwarding",
-    "W": "stdio forwarding",
-    "J": "jump hosts",
-    "w": "tun devices",
     "M": "connection sharing",
-    "S": "connection sharing",
     "O": "connection sharing",
-    "s": "subsystems",
-    "g": "GatewayPorts on the command line (write -D '*:PORT')",
     "I": "PKCS#11",
 }
 
@@ -80,11 +101,12 @@ def _parser() -> Parser:
     parser = Parser(
         prog="gateway connect",
         usage="gateway connect [options] [user@]host|ssh://[user@]host[:port] [command ...]",
-        description="Turns an SSH login into a proxy. Takes the options and files of ssh(1).",
+        description="Logs in with SSH: for a proxy, forwardings, a VPN, a command or a shell. "
+        "Takes the options and files of ssh(1).",
         allow_abbrev=False,
         add_help=False,
     )
-    parser.set_defaults(settings=[], overriding=[])
+    parser.set_defaults(settings=[], overriding=[], defaults=())
     add = parser.add_argument
     add("--help", action="help", help="show this text")
     for letter, option in _OPTIONS.items():
@@ -101,12 +123,18 @@ def _parser() -> Parser:
         help="print the configuration for the host, and end")  # fmt: skip
     add("-Q", dest="query", metavar="LIST",
         help="print a list of supported algorithms (-Q help names the lists), and end")  # fmt: skip
+    add("-W", dest="stdio_forward", metavar="HOST:PORT", action=_Once,
+        help="join standard input and output to what the server reaches there")  # fmt: skip
+    add("--via", action="append", metavar="URL",
+        help="go through this proxy (repeatable, in this order, before -J): socks5h://, socks4a:// "
+        "or http://[USER[:PASSWORD]@]HOST[:PORT]; socks5:// looks names up on this machine; @FILE "
+        "takes URLs from a file, so that no password is on the command line")  # fmt: skip
+    add_vpn_options(parser)
     for letter in _WITHOUT_EFFECT:
         add(f"-{letter}", dest="without_effect", action="store_true", help=argparse.SUPPRESS)
     for letter, what in _IGNORED.items():
         add(f"-{letter}", dest="ignored", action="append_const", const=f"-{letter}: {what}",
             help=argparse.SUPPRESS)  # fmt: skip
-    add("-e", dest="escape", help=argparse.SUPPRESS)
     for letter in _NOT_YET:
         add(f"-{letter}", dest="not_yet", action=_Refuse, nargs="?", help=argparse.SUPPRESS)
     add("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -118,23 +146,55 @@ class _Keep(argparse.Action):
 
     def __call__(
         self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's signature
+        parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
         values: object,
         option_string: str | None = None,
     ) -> None:
         letter = (option_string or "-?")[1]
+        if letter == "J" and any(name.lower() in PROXIES for name, _ in namespace.settings):
+            parser.error(
+                "-J stands behind another -J, a ProxyJump or a ProxyCommand, which would win: "
+                "leave one, and write all hops into it, with commas between them"
+            )
         if letter == "o":
             namespace.settings.append(parse_option(str(values)))
             return
-        for name in (letter, _ALSO.get(letter)):
-            if name is not None:
-                option = _OPTIONS[name]
-                setting = (option.keyword, quoted(str(values)) if option.metavar else option.value)
-                if option.overrides:
-                    namespace.overriding.insert(0, setting)
-                else:
-                    namespace.settings.append(setting)
+        for option in (_OPTIONS[letter], _ALSO.get(letter)):
+            if option is None:
+                continue
+            value = quoted(str(values)) if option.metavar else option.value
+            if option.overrides:
+                value = _beside_earlier(option, value, parser, namespace)
+                namespace.overriding.insert(0, (option.keyword, value))
+            else:
+                namespace.settings.append((option.keyword, value))
+
+
+def _beside_earlier(
+    option: Option, value: str, parser: argparse.ArgumentParser, namespace: argparse.Namespace
+) -> str:
+    """Return what an option means after those that were given before."""
+    earlier = next((old for name, old in namespace.overriding if name == option.keyword), value)
+    if option.keyword == "SessionType" and earlier != value:
+        parser.error("-N and -s exclude each other")
+    seen = (option.keyword, value) in namespace.overriding
+    return option.again if option.again and seen and earlier == value else value
+
+
+class _Once(argparse.Action):
+    """An option that may be given once (ssh.c, main)."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice")
+        setattr(namespace, self.dest, values)
 
 
 class _Refuse(argparse.Action):
@@ -154,8 +214,8 @@ class _Refuse(argparse.Action):
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Parse as ssh(1): options may stand before and after the host, up to the command's first word.
 
-    The result has ``host``, ``command`` and ``settings``, strongest first; with -Q there may be no
-    host. Raises `ConfigError`.
+    The result has ``host``, ``command``, ``vpn_options`` and ``settings``, strongest first; with -Q
+    there may be no host. A VPN without a command is -N. Raises `ConfigError`.
     """
     parser = _parser()
     namespace = parser.parse_args(arguments)
@@ -180,8 +240,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     if rest[:1] == ["--"]:
         rest = rest[1:]
     namespace.command = " ".join(rest) if rest else None
+    namespace.proxies = parse_proxies(namespace.via or ())
+    namespace.vpn_options = vpn_options(namespace)
+    if namespace.vpn_options is not None and namespace.command is None:
+        namespace.settings.append(("SessionType", "none"))
+    _imply_stdio(namespace)
     namespace.settings[:0] = [*namespace.overriding, *_log_level(namespace)]
     return namespace
+
+
+def _imply_stdio(namespace: argparse.Namespace) -> None:
+    if namespace.stdio_forward is not None:
+        namespace.overriding[:0] = _STDIO_OVERRIDES
+        namespace.defaults = _STDIO_DEFAULTS
 
 
 def _log_level(namespace: argparse.Namespace) -> list[tuple[str, str]]:

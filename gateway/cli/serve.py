@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from gateway import events
+from gateway.cli.process import hide_memory
 from gateway.cli.serve_audit import Trail
 from gateway.cli.serve_flags import add_flags, config_from_flags
+from gateway.cli.serve_report import Report
+from gateway.cli.service_user import ServiceUser
 from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, say_error, start_logging
-from gateway.errors import ConfigError, printable
+from gateway.errors import ConfigError
 from gateway.server import Server, ServerOptions
 from gateway.serving.people import ConfiguredPeople
-from gateway.ssh.authorized_keys import AuthorizedKeys
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from gateway.config.server_config import ServerConfig
-
-log = logging.getLogger(__name__)
+    from gateway import events
+    from gateway.config.server_config import ServerConfig, TunnelConfig
 
 
 class ConfiguredServer:
@@ -40,9 +40,9 @@ class ConfiguredServer:
     ) -> None:
         self._server = Server(_options(config), report, refuses_new)
 
-    async def run(self) -> None:
+    async def run(self, ready: Callable[[], None]) -> None:
         """See `Running`."""
-        await self._server.run()
+        await self._server.run(ready)
 
     def apply(self, config: ServerConfig) -> None:
         """See `Running`."""
@@ -57,21 +57,21 @@ def _options(config: ServerConfig) -> ServerOptions:
     return ServerOptions(
         config.listen,
         config.host_keys,
-        AuthorizedKeys.of(()),
+        config.policy,
+        ConfiguredPeople(config),
         hosts=dict(config.names),
         rekey_limit=config.rekey_limit,
         preferences=config.preferences,
         limits=config.limits,
-        policy=config.policy,
-        people=ConfiguredPeople(config),
+        tunnel=config.tunnel,
     )
 
 
 class Running(Protocol):
     """What signals ask of a server."""
 
-    async def run(self) -> None:
-        """Listen and serve until cancelled."""
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Listen, call ``ready``, and serve until cancelled."""
 
     def apply(self, config: ServerConfig) -> None:
         """Go on with another configuration."""
@@ -109,6 +109,13 @@ def _read_config(path: Path) -> ServerConfig:
     return read_gateway_toml(path)
 
 
+def _read_again(config: ServerConfig, path: Path | None) -> None:
+    if path is not None:
+        from gateway.config.gateway_toml import reload  # noqa: PLC0415 - as above
+
+        reload(path, config)
+
+
 def _say_warnings(config: ServerConfig) -> None:
     for warning in config.warnings:
         say(f"warning: {warning}")
@@ -125,57 +132,59 @@ def summary(config: ServerConfig) -> list[str]:
         f"key exchange {', '.join(config.preferences.kex)}",
         f"users: {len(config.users)}, keys: {keys}, authorities: {len(config.authorities)}",
         f"rules: {len(config.policy.rules)}, names: {len(config.names)}",
-        f"audit log in {config.audit}" if config.audit else "no audit log",
+        f"run as {config.run_as or 'who starts it'}",
+        _tunnel_summary(config.tunnel),
+        _audit_summary(config),
     ]
 
 
-def _report(event: events.Event) -> None:
-    match event:
-        case events.ListenerOpened(_, address, port):
-            shown = f"[{address}]" if ":" in address else address
-            say(f"listening on {shown}:{port}")
-        case events.LinkOpened(link_id, peer, user_name, fingerprint):
-            say(f"link {link_id}: {printable(user_name, 64)} from {peer} with {fingerprint}")
-        case events.Decision(link_id, _, _, action, target, allowed, rule):
-            level = logging.INFO if allowed else logging.WARNING
-            verdict = "allowed" if allowed else "refused"
-            log.log(level, "link %d: %s %s %s: %s", link_id, action, target, verdict, rule)
-        case events.ChannelEnded(link_id, _, requested, dialled, bytes_in, bytes_out, reason):
-            log.info(
-                "link %d: %s (%s) %s: %d bytes out, %d back",
-                link_id,
-                requested,
-                dialled,
-                reason,
-                bytes_in,
-                bytes_out,
-            )
-        case events.LinkClosed(link_id, peer, reason):
-            log.info("link %d: %s closed: %s", link_id, peer, reason)
+def _tunnel_summary(tunnel: TunnelConfig | None) -> str:
+    if tunnel is None:
+        return "no addresses for a VPN"
+    pool = " and ".join(map(str, tunnel.pool))
+    source = "the server's" if tunnel.masquerade else "their own"
+    return f"addresses for a VPN of {pool}, MTU {tunnel.mtu}, going on with {source}"
 
 
-def _report_to(trail: Trail, event: events.Event) -> None:
+def _audit_summary(config: ServerConfig) -> str:
+    if config.audit is None:
+        return "no audit log"
+    days = config.audit_keep_days
+    return f"audit log in {config.audit}" + (f", kept for {days} days" if days else "")
+
+
+def _report_to(trail: Trail, report: Report, event: events.Event) -> None:
     trail.report(event)
-    _report(event)
+    report(event)
 
 
 # ---- signals -------------------------------------------------------------------------------------
 
 
 async def serve_until_signal(
-    server: Running, config: ServerConfig, path: Path | None, trail: Trail | None = None
+    server: Running,
+    config: ServerConfig,
+    path: Path | None,
+    trail: Trail | None = None,
+    become: Callable[[], None] = lambda: None,
 ) -> int:
     """Serve; SIGHUP reads ``path`` again, SIGTERM drains, and a second one ends at once.
 
-    What happens up to the very end is written into ``trail``.
+    What happens up to the very end is written into ``trail``. ``become`` changes the user once the
+    server listens; what is written before would be another user's.
     """
     if trail is None:
-        return await _serve_until_signal(server, config, path, None)
+        return await _serve_until_signal(partial(server.run, become), server, config, path, None)
     reason = "an error"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trail.run)
+
+        def ready() -> None:
+            become()
+            nursery.start_soon(trail.run)
+
         try:
-            status = await _serve_until_signal(server, config, path, trail)
+            serve = partial(server.run, ready)
+            status = await _serve_until_signal(serve, server, config, path, trail)
             reason = "SIGTERM"
         finally:
             is_cancelled = trio.current_effective_deadline() == -inf
@@ -184,12 +193,16 @@ async def serve_until_signal(
 
 
 async def _serve_until_signal(
-    server: Running, config: ServerConfig, path: Path | None, trail: Trail | None
+    serve: Callable[[], Awaitable[None]],
+    server: Running,
+    config: ServerConfig,
+    path: Path | None,
+    trail: Trail | None,
 ) -> int:
     numbers = [signal.SIGTERM] if path is None else [signal.SIGTERM, signal.SIGHUP]
     with trio.open_signal_receiver(*numbers) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.run)
+            nursery.start_soon(serve)
             async for number in signals:
                 if number == signal.SIGTERM or path is None:
                     break
@@ -237,6 +250,7 @@ async def _drain(server: Running, deadline_s: float, signals: AsyncIterator[int]
 
 def run_serve(arguments: list[str]) -> int:
     """Run the command; return its exit status."""
+    hide_memory()
     try:
         parsed = _parse(arguments)
         start_logging((logging.WARNING, logging.INFO, logging.DEBUG)[min(parsed.verbose, 2)])
@@ -251,18 +265,23 @@ def run_serve(arguments: list[str]) -> int:
     for key in config.host_keys:
         say(f"host key {key.public.algorithm} {key.public.fingerprint}")
     try:
-        trail = Trail.of(config, parsed.config)
+        user = ServiceUser(config)
+        user.check(config, partial(_read_again, config, parsed.config))
+        with user.acting():
+            trail = Trail.of(config, parsed.config)
     except ConfigError as error:
         say_error(error)
         return EXIT_FAILURE
     if trail is None:
-        server = ConfiguredServer(config, _report)
+        server = ConfiguredServer(config, Report())
     else:
-        server = ConfiguredServer(config, partial(_report_to, trail), trail.refuses_new)
+        server = ConfiguredServer(config, partial(_report_to, trail, Report()), trail.refuses_new)
     try:
         return run(
-            partial(serve_until_signal, server, config, parsed.config, trail), after_signal=0
+            partial(serve_until_signal, server, config, parsed.config, trail, user.become),
+            after_signal=0,
         )
     finally:
         if trail is not None:
-            trail.log.close()
+            with user.acting():  # if the server came to its end before it listened
+                trail.log.close()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 import trio
 
 from gateway import __version__
-from gateway.audit.writer import open_log
+from gateway.audit.writer import AuditOptions, open_log
 from gateway.cli.terminal import say
 from gateway.serving.evidence import Evidence, Facts
 
@@ -33,7 +33,7 @@ class Trail:
         self._connections = 0
         self._began_s = time.monotonic()
         self._scope = trio.CancelScope(shield=True)  # the records of the end are written as well
-        self.log = open_log(folder)
+        self.log = open_log(folder, AuditOptions(keep_days=config.audit_keep_days))
         self.evidence = Evidence(
             self.log, Facts(__version__, os.getpid(), host_keys, self._config_sha256())
         )

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.cli.terminal import say
 from gateway.config.addresses import (
-    ALL_INTERFACES,
     HostPort,
-    ListenAddress,
     check_real_host,
     is_address,
+    parse_listen_address,
 )
 from gateway.config.identities import load_private_key_file
-from gateway.config.server_config import ANY_USER, ServerConfig, UserConfig
+from gateway.config.interfaces import own_subnets
+from gateway.config.ordinary_user import find_ordinary_user
+from gateway.config.server_config import ANY_USER, ServerConfig, TunnelConfig, UserConfig
 from gateway.errors import ConfigError, printable
 from gateway.net.listen import is_own_address
+from gateway.policy.leases import DEFAULT_POOL, check_pool_is_apart
 from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Action, Policy, Rule, parse_target
 from gateway.ssh import algorithms
 from gateway.ssh.algorithms import Preferences
@@ -58,8 +60,16 @@ def add_flags(parser: argparse.ArgumentParser) -> list[str]:
     add("--permit-open", action="append", metavar="HOST:PORT",
         help="a target that may be opened (repeatable, * allowed); without any, everything "
         "but the box itself, link-local addresses and ports for mail")  # fmt: skip
+    add("--permit-listen", action="append", metavar="HOST:PORT",
+        help="an address and port that clients may have listened on (repeatable, * allowed; "
+        "localhost is the loopback); without any, none")  # fmt: skip
+    add("--permit-tunnel", action="store_true", default=None,
+        help="let everybody use tun and tap devices, with addresses of "
+        f"{' and '.join(map(str, DEFAULT_POOL))}")  # fmt: skip
     add("--host", action="append", metavar="NAME=ADDRESS",
         help="a name that only this server resolves (repeatable)")  # fmt: skip
+    add("--user", metavar="NAME",
+        help="the ordinary user as whom the server goes on when root has started it")  # fmt: skip
     for what, (known, _) in _ALGORITHMS.items():
         add(f"--{what}", metavar="LIST", help=f"of: {','.join(known)}")
     add("--rekey-bytes", type=int, metavar="BYTES", help=argparse.SUPPRESS)
@@ -81,31 +91,55 @@ def config_from_flags(arguments: argparse.Namespace) -> ServerConfig:
             f"these arguments are required, or else -c FILE: {', '.join(missing)}",
             remedy="see gateway serve --help",
         )
-    listen = [
-        ListenAddress.parse(text, where="--listen", lowest_port=0)
-        for text in arguments.listen or ["*:2222"]
-    ]
     return ServerConfig(
-        listen=tuple((address.host or ALL_INTERFACES, address.port) for address in listen),
-        policy=_policy(arguments.permit_open or []),
+        listen=tuple(
+            parse_listen_address(text, where="--listen") for text in arguments.listen or ["*:2222"]
+        ),
+        policy=_policy(arguments),
+        tunnel=_tunnel() if arguments.permit_tunnel else None,
         names=dict(map(_parse_host, arguments.host or [])),
         rekey_limit=RekeyLimit(bytes=arguments.rekey_bytes),
+        run_as=_ordinary_user(arguments.user),
         preferences=_preferences(arguments),
         host_keys=(_load_host_key(arguments.host_key),),
         users={ANY_USER: UserConfig(frozenset(), _load_authorized_keys(arguments.authorized_keys))},
     )
 
 
-def _policy(permit_open: list[str]) -> Policy:
-    """Return a rule for each flag; without any, one for everything but the box itself."""
-    rules = tuple(map(_permit_open, permit_open)) or (EVERYTHING_BUT_THE_BOX,)
+def _policy(arguments: argparse.Namespace) -> Policy:
+    """Return a rule for each flag; to open, by default one for everything but the box itself."""
+    opens = (_permit(Action.OPEN, text) for text in arguments.permit_open or ())
+    rules = tuple(opens) or (EVERYTHING_BUT_THE_BOX,)
+    rules += tuple(_permit(Action.LISTEN, text) for text in arguments.permit_listen or ())
+    if arguments.permit_tunnel:
+        targets = (parse_target("*", Action.TUN),)
+        rules += (Rule("--permit-tunnel", allow=True, action=Action.TUN, to=targets),)
     return Policy(rules, is_own_address)
 
 
-def _permit_open(text: str) -> Rule:
-    target = str(HostPort.parse(text, where="--permit-open"))
-    to = (parse_target(target, where="--permit-open"),)
-    return Rule(f"--permit-open {target}", allow=True, action=Action.OPEN, to=to)
+def _ordinary_user(name: str | None) -> str | None:
+    if name is not None:
+        find_ordinary_user(name, where="--user")
+    return name
+
+
+def _tunnel() -> TunnelConfig:
+    try:
+        check_pool_is_apart(DEFAULT_POOL, own_subnets())
+    except ConfigError as error:
+        raise ConfigError(
+            error.problem,
+            where="--permit-tunnel",
+            remedy="use -c FILE with a pool of your own under [tunnel]",
+        ) from error
+    return TunnelConfig(DEFAULT_POOL)
+
+
+def _permit(action: Action, text: str) -> Rule:
+    where = f"--permit-{action.value}"
+    target = str(HostPort.parse(text, where=where))
+    to = (parse_target(target, action, where=where),)
+    return Rule(f"{where} {target}", allow=True, action=action, to=to)
 
 
 def _preferences(arguments: argparse.Namespace) -> Preferences:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EXIT_FAILURE: Final = 255  # as ssh(1): our own errors, told apart from a command's status
 TERMINAL: Final = Path("/dev/tty")
 DEFAULT_ASKPASS: Final = "ssh-askpass"
+_LOCAL_FLAGS: Final = 3  # of what tcgetattr returns
 MAXIMUM_ANSWER_LENGTH: Final = 1024  # bytes from SSH_ASKPASS, as OpenSSH's readpass.c
 
 
@@ -52,10 +53,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class Person:
-    """The person at the terminal (`gateway.config.trust.Person`); ``quiet`` as -q asks."""
+    """The person at the terminal (`gateway.config.trust.Person`); ``quiet`` as -q asks.
+
+    One question at a time, whoever asks: an answer must never be taken for that to another one.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
+        self._asking = trio.Lock()
 
     def say(self, text: str) -> None:
         """Show one line."""
@@ -64,16 +69,18 @@ class Person:
 
     async def ask(self, question: str) -> str | None:
         """Return a line that was typed, or None if there is no terminal."""
-        if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
-            return await askpass.ask(question)
-        return await _with_terminal(lambda: _ask(question))
+        async with self._asking:
+            if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
+                return await askpass.ask(question)
+            return await _with_terminal(lambda: _ask(question))
 
     async def ask_secret(self, prompt: str) -> str | None:
         """Return a line that was typed unseen, or None if there is no terminal."""
-        if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
-            return await askpass.ask(prompt)
-        with _settings_restored():
-            return await _with_terminal(lambda: _ask_secret(prompt))
+        async with self._asking:
+            if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
+                return await askpass.ask(prompt)
+            with _settings_restored():
+                return await _with_terminal(lambda: _ask_secret(prompt))
 
 
 class Askpass:
@@ -172,6 +179,8 @@ async def _with_terminal(question: Callable[[], T]) -> T | None:
 
 def _ask(question: str) -> str | None:
     with TERMINAL.open("r+b", buffering=0) as terminal:
+        if not termios.tcgetattr(terminal)[_LOCAL_FLAGS] & termios.ICANON:
+            return None  # it is raw: a session has it, whose keys are not for us
         terminal.write(question.encode())
         line = terminal.readline(4096)
     return line.decode("utf-8", "replace").rstrip("\r\n") if line else None

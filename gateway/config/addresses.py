@@ -1,4 +1,4 @@
-"""Names and addresses that a person or a program writes: destinations, -D arguments, HOST:PORT.
+"""Names and addresses that a person or a program writes: destinations, HOST:PORT, where to listen.
 
 Everything from outside is checked here, before any token is expanded or any shell or path could see
 it (OpenSSH's valid_hostname and valid_ruser, ssh.c; CVE-2023-51385 and its successors).
@@ -21,6 +21,7 @@ _IN_NO_REAL_HOST: Final = frozenset("*?![]@/#=")
 # ssh.c, valid_ruser; our own additions: $ and % (no expansion, ever) and the comma of known_hosts.
 _IN_NO_USER: Final = frozenset("'`\";&<>|(){}$%,")
 _PERCENT: Final = re.compile(r"%([0-9A-Fa-f]{2})?")
+_JUMP: Final = re.compile(r"(?:\[([^\[\]]*)\]|([^:/\[\]]*))(?:[:/](.*))?", re.DOTALL)
 ALL_INTERFACES: Final = "*"
 
 
@@ -120,49 +121,28 @@ def _split_port(text: str) -> tuple[str | None, str]:
     return None, text
 
 
-@dataclass(frozen=True, slots=True)
-class ListenAddress:
-    """Where a forward listens.
+def parse_listen_address(text: str, *, where: str = "") -> tuple[str, int]:
+    """Read where a server listens, ``[address:]port``; without one it is `ALL_INTERFACES`.
 
-    ``host`` is None for the default (loopback, or everything with GatewayPorts yes), ``*`` for all
-    interfaces, or what the user wrote.
+    Port 0 is any free one.
     """
-
-    host: str | None
-    port: int
-
-    @property
-    def all_interfaces(self) -> bool:
-        """Whether the user asked for every interface in so many words."""
-        return self.host == ALL_INTERFACES
-
-    def __str__(self) -> str:
-        if self.host is None:
-            return str(self.port)
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @classmethod
-    def parse(cls, text: str, *, where: str = "", lowest_port: int = 1) -> ListenAddress:
-        """Read the argument of -D and of DynamicForward, ``[bind_address:]port``."""
-        host, port_text = _split_port(text)
-        port = parse_port(port_text, where=where, lowest=lowest_port)
-        if host is None:
-            return cls(None, port)
-        if ":" in host and not is_address(host):
-            raise ConfigError(
-                f"{printable(text)} has too many colons",
-                where=where,
-                remedy="write [bind_address:]port, and an IPv6 address in brackets",
-            )
-        if ":" in host and not text.startswith("[") and "/" not in text:
-            raise ConfigError(
-                f"in {printable(text)} address and port cannot be told apart",
-                where=where,
-                remedy="write the IPv6 address in brackets, as in [::1]:6000",
-            )
-        if host in ("", ALL_INTERFACES):
-            return cls(ALL_INTERFACES, port)
-        return cls(check_real_host(host, where=where), port)
+    host, port_text = _split_port(text)
+    port = parse_port(port_text, where=where, lowest=0)
+    if host in (None, "", ALL_INTERFACES):
+        return ALL_INTERFACES, port
+    if ":" in host and not is_address(host):
+        raise ConfigError(
+            f"{printable(text)} has too many colons",
+            where=where,
+            remedy="write [bind_address:]port, and an IPv6 address in brackets",
+        )
+    if ":" in host and not text.startswith("[") and "/" not in text:
+        raise ConfigError(
+            f"in {printable(text)} address and port cannot be told apart",
+            where=where,
+            remedy="write the IPv6 address in brackets, as in [::1]:6000",
+        )
+    return check_real_host(host, where=where), port
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +169,40 @@ def parse_destination(text: str, *, where: str = "destination") -> Destination:
             remedy="give the port with -p PORT, or write ssh://HOST:PORT",
         )
     return Destination(check_user_name(user, where=where) if at else None, host, None)
+
+
+def parse_jumps(text: str, *, where: str = "ProxyJump") -> tuple[Destination, ...]:
+    """Read ``[user@]host[:port]`` or ``ssh://[user@]host[:port]``, with commas between the hops.
+
+    They are in the order of connecting; none of them stands for ``none`` (readconf.c, parse_jump).
+    """
+    if text.lower() == "none":
+        return ()
+    return tuple(_parse_jump(hop, where) for hop in text.split(","))
+
+
+def _parse_jump(text: str, where: str) -> Destination:
+    if text[:6].lower() == "ssh://":
+        return _parse_uri(text, where)
+    user, at, rest = text.rpartition("@")
+    found = _JUMP.fullmatch(rest)
+    if found is None:
+        raise ConfigError(
+            f"{printable(text, 60) or 'an empty text'} is no jump host",
+            where=where,
+            remedy="write [user@]host[:port] with commas between them, IPv6 addresses in brackets",
+        )
+    bracketed, plain, port = found.groups()
+    host = check_host_name(bracketed or plain or "", where=where)
+    if ":" in host and not is_address(host):
+        raise ConfigError(
+            f"{printable(host)} is no IPv6 address", where=where, remedy="check what is in brackets"
+        )
+    return Destination(
+        check_user_name(user, where=where) if at else None,
+        host,
+        None if port is None else parse_port(port, where=where),
+    )
 
 
 def _parse_uri(text: str, where: str) -> Destination:

@@ -56,7 +56,7 @@ def canonical_host(host: str, rules: Rules, resolve: Resolve, where: str) -> str
     ``resolve`` takes a name and an address family and returns the name that the resolver calls
     canonical, or None if the name does not exist.
     """
-    if _looks_like_address(host):
+    if looks_like_address(host):
         return _canonical_address(host)
     if not rules.apply:
         return host
@@ -107,7 +107,8 @@ def _followed(host: str, cname: str, rules: Rules, where: str) -> str:
     return host
 
 
-def _looks_like_address(host: str) -> bool:
+def looks_like_address(host: str) -> bool:
+    """Say whether a name is written with the characters of an address alone, as ssh decides it."""
     return ":" in host or not set(host) - _ADDRESS_CHARACTERS
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.config.canonical import looks_like_address
 from gateway.config.fields import FIELDS
 from gateway.config.ssh_config import AGENT_VARIABLE
+from gateway.forward.spec import Unix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.config.sources import Settings
     from gateway.config.ssh_config import HostConfig
+    from gateway.forward.spec import End
 
 
 def dump(config: HostConfig, settings: Settings) -> list[str]:
@@ -41,8 +44,12 @@ def _values(config: HostConfig, settings: Settings) -> Iterator[tuple[str, str]]
     )
     if config.host_key_alias is not None:
         yield "hostkeyalias", config.host_key_alias
+    if config.control_path is not None:
+        yield "controlpath", str(config.control_path)
+    yield from _way(config, settings)
     if config.remote_command is not None:
         yield "remotecommand", config.remote_command
+    yield from _session(config, settings)
     agent = settings.first("identityagent")
     if agent is not None:
         yield "identityagent", _agent(agent.one(), config)
@@ -55,9 +62,48 @@ def _values(config: HostConfig, settings: Settings) -> Iterator[tuple[str, str]]
     if config.revoked_host_keys:
         yield "revokedhostkeys", " ".join(map(str, config.revoked_host_keys))
     yield from _files(config, settings)
-    for address in config.dynamic_forwards:
-        host = address.host
-        yield "dynamicforward", str(address.port) if host is None else f"[{host}]:{address.port}"
+    yield from _forwards(config)
+
+
+def _forwards(config: HostConfig) -> Iterator[tuple[str, str]]:
+    for forward in config.dynamic_forwards:
+        yield "dynamicforward", _end(forward.listen)
+    for keyword, found in (
+        ("localforward", config.local_forwards),
+        ("remoteforward", config.remote_forwards),
+    ):
+        for forward in found:
+            target = "[socks]:0" if forward.target is None else _end(forward.target)
+            yield keyword, f"{_end(forward.listen)} {target}"
+
+
+def _end(end: End) -> str:
+    return end.path if isinstance(end, Unix) else str(end)
+
+
+def _session(config: HostConfig, settings: Settings) -> Iterator[tuple[str, str]]:
+    local = settings.first("localcommand")
+    if local is not None and local.one().lower() != "none":
+        yield "localcommand", local.one()
+    for pattern in config.send_env:
+        yield "sendenv", pattern
+    for name, value in config.set_env:
+        yield "setenv", f"{name}={value}"
+
+
+def _way(config: HostConfig, settings: Settings) -> Iterator[tuple[str, str]]:
+    """As with ssh, all hops but the last stand as they were written, and a command does too."""
+    if config.proxy_command is not None:
+        yield "proxycommand", _written(settings, "proxycommand")
+    elif "%" in (written := _written(settings, "proxyjump")):
+        yield "proxyjump", written
+    elif config.proxy_jump:
+        before, comma, _ = written.rpartition(",")
+        last = config.proxy_jump[-1]
+        user = "" if last.user is None else f"{last.user}@"
+        host = f"[{last.host}]" if looks_like_address(last.host) else last.host
+        port = "" if last.port is None else f":{last.port}"
+        yield "proxyjump", f"{before}{comma}{user}{host}{port}"
 
 
 def _agent(written: str, config: HostConfig) -> str:

@@ -10,9 +10,13 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.config import offers, values
+from gateway.config import offers, session, values
 from gateway.config.canonical import CanonicalizeHostname
-from gateway.config.values import IpQos, RekeyLimit
+from gateway.config.forwards import permit_remote_open, permitted
+from gateway.config.values import IpQos, RekeyLimit, TunnelDevice
+from gateway.forward.permit import ANY_TARGET
+from gateway.net.listen import SOCKET_MASK
+from gateway.tun.packet import ANY_UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,10 +62,20 @@ class LogLevel(enum.Enum):
 
 
 class SessionType(enum.Enum):
-    """Whether to open a session: NONE is -N."""
+    """Whether to open a session: NONE is -N, SUBSYSTEM -s."""
 
     NONE = "none"
+    SUBSYSTEM = "subsystem"
     DEFAULT = "default"
+
+
+class RequestTTY(enum.Enum):
+    """Whether to ask for a terminal: AUTO for a shell; FORCE also if there is none here."""
+
+    NO = "no"
+    AUTO = "auto"
+    YES = "yes"
+    FORCE = "force"
 
 
 class PubkeyMode(enum.Enum):
@@ -84,6 +98,14 @@ class UpdateHostKeys(enum.Enum):
     ASK = "ask"
 
 
+class Tunnel(enum.Enum):
+    """Whether to open a tun device, and of which kind."""
+
+    NO = "no"
+    POINT_TO_POINT = "point-to-point"
+    ETHERNET = "ethernet"
+
+
 _BOTH: Final = {"true": "yes", "false": "no"}
 
 
@@ -97,8 +119,10 @@ _STRICT: Final = _choices(StrictHostKeyChecking, off="no", **_BOTH)
 _FAMILIES: Final = _choices(AddressFamily)
 _LOG_LEVELS: Final = _choices(LogLevel, debug="debug1", silent="quiet")
 _SESSION_TYPES: Final = _choices(SessionType)
+_REQUEST_TTY: Final = _choices(RequestTTY, **_BOTH)
 _PUBKEY: Final = _choices(PubkeyMode, **_BOTH)
 _UPDATE: Final = _choices(UpdateHostKeys, **_BOTH)
+_TUNNEL: Final = _choices(Tunnel, yes="point-to-point", true="point-to-point", false="no")
 _CANONICALIZE: Final = _choices(CanonicalizeHostname, **_BOTH)
 # OpenSSH knows one kind of weakness so far.
 _WEAK_CRYPTO: Final = {"yes": True, "true": True, "no": False, "false": False, "no-pq-kex": False}
@@ -148,19 +172,16 @@ def _interval(value: float) -> str:
     return str(int(value))
 
 
+def _octal(value: int) -> str:
+    return f"0{value:o}"
+
+
 def _cnames(value: tuple[tuple[str, str], ...]) -> str:
     return " ".join(f"{sources}:{targets}" for sources, targets in value) or "none"
 
 
 def _rekey(value: RekeyLimit) -> str:
     return f"{value.bytes or 0} {int(value.seconds or 0)}"
-
-
-def _session_type(setting: Setting) -> SessionType:
-    if setting.one().lower() == "subsystem":
-        raise setting.wrong("subsystems are not supported", "write none or default, or use ssh")
-    found: SessionType = values.choice(_SESSION_TYPES)(setting)
-    return found
 
 
 def _alive_interval(setting: Setting) -> float:
@@ -203,7 +224,11 @@ _OFF: Final = {
     "hash_known_hosts": "hashknownhosts",
     "exit_on_forward_failure": "exitonforwardfailure",
     "gateway_ports": "gatewayports",
+    "stream_local_bind_unlink": "streamlocalbindunlink",
+    "proxy_use_fdpass": "proxyusefdpass",
     "stdin_null": "stdinnull",
+    "permit_local_command": "permitlocalcommand",
+    "enable_escape_command_line": "enableescapecommandline",
     "fork_after_authentication": "forkafterauthentication",
 }
 _ON: Final = {
@@ -250,6 +275,8 @@ FIELDS: Final = (
     *_flags(False, _OFF),
     *_flags(True, _ON),
     Field("", "clearallforwardings", values.flag, False, _flag),
+    Field("stream_local_bind_mask", "streamlocalbindmask", values.octal, SOCKET_MASK, _octal),
+    Field("permit_remote_open", "permitremoteopen", permit_remote_open, ANY_TARGET, permitted),
     Field("", "tag", values.text, None),
     Field("", "ignoreunknown", values.text, None),
     Field("bind_address", "bindaddress", values.host, None),
@@ -271,7 +298,11 @@ FIELDS: Final = (
         "strict_host_key_checking", "stricthostkeychecking", values.choice(_STRICT),
         StrictHostKeyChecking.ASK, _truth,
     ),
-    Field("session_type", "sessiontype", _session_type, SessionType.DEFAULT, _word),
+    Field(
+        "session_type", "sessiontype", values.choice(_SESSION_TYPES), SessionType.DEFAULT, _word
+    ),
+    Field("request_tty", "requesttty", values.choice(_REQUEST_TTY), RequestTTY.AUTO, _truth),
+    Field("escape_char", "escapechar", session.escape_char, b"~", session.shown_escape),
     Field(
         "server_alive_interval_s", "serveraliveinterval", _alive_interval,
         SERVER_ALIVE_INTERVAL_S, _interval,
@@ -280,6 +311,10 @@ FIELDS: Final = (
         "server_alive_count_max", "serveralivecountmax", values.integer, SERVER_ALIVE_COUNT_MAX
     ),
     Field("rekey_limit", "rekeylimit", values.rekey_limit, RekeyLimit(None, None), _rekey),
+    Field("tunnel", "tunnel", values.choice(_TUNNEL), Tunnel.NO, _truth),
+    Field(
+        "tunnel_device", "tunneldevice", values.tunnel_device, TunnelDevice(ANY_UNIT, ANY_UNIT)
+    ),
     Field("log_level", "loglevel", values.choice(_LOG_LEVELS), LogLevel.INFO, _level),
 )  # fmt: skip
 # Its default depends on other keywords: `ssh_config` decides.

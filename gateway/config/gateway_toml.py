@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
 from gateway.config import toml_shape
 from gateway.config.checked_files import FILE_LIMIT, PRIVATE, UNCHANGED, read_checked_file
-from gateway.config.server_config import ANY_USER, Authority, ServerConfig, UserConfig
+from gateway.config.interfaces import own_subnets
+from gateway.config.ordinary_user import find_ordinary_user
+from gateway.config.server_config import (
+    ANY_USER,
+    Authority,
+    ServerConfig,
+    TunnelConfig,
+    UserConfig,
+)
 from gateway.config.toml_lines import key_lines, show_key
 from gateway.errors import ConfigError, printable
 from gateway.net.listen import is_own_address
+from gateway.policy.leases import check_pool, check_pool_is_apart
 from gateway.policy.limits import Limits
 from gateway.policy.rules import Action, Policy, Rule, parse_target
 from gateway.ssh.algorithms import (
@@ -37,6 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config.toml_lines import Location
+
+IPV6_MINIMUM_MTU: Final = 1280  # RFC 8200 §5
 
 
 class _Problems:
@@ -80,7 +92,7 @@ class _Problems:
         return line, ": ".join(part for part in parts if part)
 
 
-def _read_host_key(path: Path, *, strict: bool) -> PrivateKey:
+def _read_host_key(path: Path) -> PrivateKey:
     content = read_checked_file(path, PRIVATE, FILE_LIMIT, "the host key")
     file = parse_private_key_file_untrusted(content, str(path))
     if file.is_encrypted:
@@ -89,12 +101,14 @@ def _read_host_key(path: Path, *, strict: bool) -> PrivateKey:
             where=str(path),
             remedy=f"remove it with: ssh-keygen -p -f {path}",
         )
-    key = file.decrypt()
+    return file.decrypt()
+
+
+def _check_strength(key: PrivateKey, path: Path) -> None:
     names = key.public.signature_algorithms
     bits = rsa_bits(key.public)
-    if strict and (
-        not set(names) & set(STRICT_SERVER_PREFERENCES.host_key)
-        or (bits is not None and bits < STRICT_RSA_BITS)
+    if not set(names) & set(STRICT_SERVER_PREFERENCES.host_key) or (
+        bits is not None and bits < STRICT_RSA_BITS
     ):
         raise ConfigError(
             f'algorithms = "strict" does not go with a {key.public.algorithm} key'
@@ -102,16 +116,16 @@ def _read_host_key(path: Path, *, strict: bool) -> PrivateKey:
             where=str(path),
             remedy=f"make another one with: ssh-keygen -t ed25519 -N '' -f {path}.new",
         )
-    return key
 
 
 # ---- the meaning ---------------------------------------------------------------------------------
 
 
-def read_gateway_toml(path: Path) -> ServerConfig:
+def read_gateway_toml(path: Path, host_keys: tuple[PrivateKey, ...] = ()) -> ServerConfig:
     """Read a gateway.toml and the files that it names; relative names are relative to it.
 
-    Raises `ConfigError`, which has a line for each error.
+    With ``host_keys`` those are not read again, for only root may. Raises `ConfigError`, which has
+    a line for each error.
     """
     content = read_checked_file(path, UNCHANGED, FILE_LIMIT, "the configuration")
     try:
@@ -129,12 +143,13 @@ def read_gateway_toml(path: Path) -> ServerConfig:
         file = toml_shape.File.model_validate(document)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            location = tuple(part for part in details["loc"] if part != "[key]")
-            details["loc"] = location
+            location = details["loc"]
+            if location[-1:] == ("[key]",) and details["type"] != "extra_forbidden":
+                location = details["loc"] = location[:-1]  # pydantic's mark: the key itself is bad
             problems.add(location, *toml_shape.shape_problem(details))
         problems.raise_if_any()
         raise
-    return _Reader(path, file, problems).read()
+    return _Reader(path, file, problems, host_keys).read()
 
 
 def _syntax_error(path: Path, error: Exception) -> ConfigError:
@@ -150,7 +165,14 @@ def _syntax_error(path: Path, error: Exception) -> ConfigError:
 class _Reader:
     """Follows what one file of the right shape names."""
 
-    def __init__(self, path: Path, file: toml_shape.File, problems: _Problems) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: toml_shape.File,
+        problems: _Problems,
+        host_keys: tuple[PrivateKey, ...],
+    ) -> None:
+        self._kept_host_keys = host_keys
         self._folder = path.parent
         self._file = file
         self._problems = problems
@@ -176,6 +198,8 @@ class _Reader:
                 "add [users.NAME] with keys = [...]",
             )
         policy = Policy(tuple(self._rules()), is_own_address)
+        tunnel = self._tunnel(file.tunnel)
+        run_as = self._run_as()
         self._problems.raise_if_any()
         return ServerConfig(
             listen=tuple(file.listen),
@@ -187,15 +211,24 @@ class _Reader:
             limits=limits,
             authorities=authorities,
             audit=audit,
+            audit_keep_days=file.audit_keep_days or 0,
+            tunnel=tunnel,
+            run_as=run_as,
             warnings=tuple(self._problems.warnings),
         )
 
     def _host_keys(self, *, strict: bool) -> list[PrivateKey]:
         keys: list[PrivateKey] = []
+        kept = self._kept_host_keys
         for number, name in enumerate(self._file.host_keys):
             location = ("host_keys", number)
+            if kept and number >= len(kept):
+                self._problems.warn(location, "a key more, which is read after a restart")
+                break
             try:
-                key = _read_host_key(self._folder / name, strict=strict)
+                key = kept[number] if kept else _read_host_key(self._folder / name)
+                if strict:
+                    _check_strength(key, self._folder / name)
             except ConfigError as error:
                 self._problems.add_error(location, error)
                 continue
@@ -205,6 +238,14 @@ class _Reader:
                 )
             keys.append(key)
         return keys
+
+    def _run_as(self) -> str | None:
+        if self._file.user is not None:
+            try:
+                find_ordinary_user(self._file.user)
+            except ConfigError as error:
+                self._problems.add_error(("user",), error)
+        return self._file.user
 
     def _limits(self) -> Limits:
         limits = Limits(**self._file.limits.model_dump())
@@ -218,6 +259,10 @@ class _Reader:
 
     def _audit(self) -> Path | None:
         if self._file.audit is None:
+            if self._file.audit_keep_days is not None:
+                self._problems.add(
+                    ("audit_keep_days",), "there is no audit log", 'write audit = "audit"'
+                )
             return None
         folder = self._folder / self._file.audit
         try:
@@ -229,6 +274,39 @@ class _Reader:
                 ("audit",), f"{printable(str(folder))} is not a folder", "name one, or a new name"
             )
         return folder
+
+    def _tunnel(self, table: toml_shape.Tunnel | None) -> TunnelConfig | None:
+        if table is None:
+            return None
+        try:
+            check_pool(table.pool)
+            check_pool_is_apart(table.pool, own_subnets())
+        except ConfigError as error:
+            self._problems.add_error(("tunnel", "pool"), error)
+        if table.mtu < IPV6_MINIMUM_MTU and any(network.version == 6 for network in table.pool):
+            self._problems.add(
+                ("tunnel", "mtu"),
+                f"{table.mtu} is too small for IPv6, which the pool has",
+                f"write {IPV6_MINIMUM_MTU} or more",
+            )
+        if not any(rule.allow == Action.TUN.value for rule in self._file.rules):
+            self._problems.warn(
+                ("tunnel",), 'no rule allows a tun device: add one with allow = "tun"'
+            )
+        leases = self._folder / table.leases
+        try:
+            is_usable = leases.parent.is_dir() and not leases.is_dir()
+        except OSError:
+            is_usable = False
+        if not is_usable:
+            self._problems.add(
+                ("tunnel", "leases"),
+                f"{printable(str(leases))} cannot be a file",
+                "name one in a folder that exists",
+            )
+        return TunnelConfig(
+            tuple(table.pool), table.mtu, table.masquerade, leases, table.flows_per_client
+        )
 
     def _user(
         self, name: str, user: toml_shape.User, authorities: Iterable[Authority]
@@ -330,6 +408,12 @@ class _Reader:
                 f'rule {printable(rule_id)} lets {whom} open "*:*", every host and port but the '
                 "box itself: name hosts or ports",
             )
+        if rule.allow == "unix" and os.geteuid() == 0 and self._file.user is None:
+            self._problems.warn(
+                (*location, "to"),
+                f"rule {printable(rule_id)} opens sockets as root, and who listens there sees "
+                "root: run the server as a user of its own",
+            )
         try:
             made = Rule(
                 rule_id,
@@ -374,12 +458,16 @@ def reload(path: Path, running: ServerConfig) -> ServerConfig:
 
     A warning says which. Raises `ConfigError`; then nothing has changed.
     """
-    new = read_gateway_toml(path)
+    # Of another user than root the host keys cannot be read, and they stay anyway.
+    new = read_gateway_toml(path, running.host_keys if running.run_as else ())
     kept: Mapping[str, bool] = {
         "listen": new.listen != running.listen,
         "host_keys": [key.public for key in new.host_keys]
         != [key.public for key in running.host_keys],
         "audit": new.audit != running.audit,
+        "audit_keep_days": new.audit_keep_days != running.audit_keep_days,
+        "tunnel": new.tunnel != running.tunnel,
+        "user": new.run_as != running.run_as,
     }
     changed = [key for key, is_other in kept.items() if is_other]
     warnings = new.warnings
@@ -391,6 +479,9 @@ def reload(path: Path, running: ServerConfig) -> ServerConfig:
         listen=running.listen,
         host_keys=running.host_keys,
         audit=running.audit,
+        audit_keep_days=running.audit_keep_days,
+        tunnel=running.tunnel,
+        run_as=running.run_as,
         rekey_limit=running.rekey_limit,
         warnings=warnings,
     )

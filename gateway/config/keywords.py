@@ -8,7 +8,7 @@ it knows others. To support one more keyword: make its row `SUPPORTED` and give 
 To leave its value unsplit, as a command for a shell must be, set ``raw``.
 
 The rule for a kind: REFUSED if ignoring the keyword would change whom we talk to, how safe that is,
-or what a user relies on; WARNED if a tunnel works without it but somebody could miss it; IGNORED if
+or what a user relies on; WARNED if the link works without it but somebody could miss it; IGNORED if
 nobody can, each with the reason here.
 """
 
@@ -61,15 +61,9 @@ def _rows(kind: Kind, reason: str, names: str) -> tuple[Keyword, ...]:
 
 
 _OFF: Final = ("no", "false")
-_PROXY: Final = "the connection would go directly to the host instead of through the proxy"
-_NOT_YET: Final = (
-    "open the hop with ssh -L and connect to its end here, or set it to none for this host"
-)
 _IDENTITY_LATER: Final = (
-    "only key files are used; if the server wants this key, the login will fail"
+    "only keys of files and the agent are used; if the server wants this one, the login will fail"
 )
-_FORWARD: Final = "this forwarding is not supported yet, and something may be relying on it"
-_FORWARD_REMEDY: Final = "move it to a Host block with a name of its own, and use ssh for that name"
 _RETIRED: Final = "retired: OpenSSH accepts it and does nothing with it"
 _GSSAPI: Final = "Kerberos is not offered; the other login methods are"
 
@@ -81,6 +75,9 @@ _SUPPORTED_ROWS: Final = (
     *_rows(
         Kind.SUPPORTED, "whom we talk to", "CanonicalizeFallbackLocal CanonicalizePermittedCNAMEs"
     ),
+    # The two exclude each other: see `Settings.proxy`.
+    *_rows(Kind.SUPPORTED, "the way to the server", "ProxyJump ProxyUseFdpass"),
+    Keyword("ProxyCommand", Kind.SUPPORTED, "the way to the server", raw=True),
     *_rows(Kind.SUPPORTED, "the link", "ServerAliveCountMax ConnectTimeout RekeyLimit LogLevel"),
     *_rows(Kind.SUPPORTED, "the link", "ConnectionAttempts TCPKeepAlive IPQoS"),
     Keyword("KeepAlive", Kind.SUPPORTED, "retired alias", slot="tcpkeepalive"),
@@ -103,9 +100,16 @@ _SUPPORTED_ROWS: Final = (
     *_rows(Kind.SUPPORTED, "which login methods", "KbdInteractiveAuthentication"),
     *_rows(Kind.SUPPORTED, "how often to ask", "NumberOfPasswordPrompts BatchMode"),
     *_rows(Kind.SUPPORTED, "forwarding", "ExitOnForwardFailure GatewayPorts ClearAllForwardings"),
+    *_rows(Kind.SUPPORTED, "forwarding", "Tunnel TunnelDevice PermitRemoteOpen"),
+    *_rows(Kind.SUPPORTED, "forwarding", "StreamLocalBindMask StreamLocalBindUnlink"),
+    *_rows(Kind.SUPPORTED, "where our control socket is", "ControlPath"),
     *_rows(Kind.SUPPORTED, "whether a session is opened", "SessionType"),
     *_rows(Kind.SUPPORTED, "the session", "StdinNull ForkAfterAuthentication"),
     Keyword("RemoteCommand", Kind.SUPPORTED, "the session", raw=True),
+    *_rows(Kind.SUPPORTED, "the session", "RequestTTY SetEnv EscapeChar EnableEscapeCommandline"),
+    Keyword("SendEnv", Kind.SUPPORTED, "the session", accumulates=True),
+    *_rows(Kind.SUPPORTED, "what runs here", "PermitLocalCommand"),
+    Keyword("LocalCommand", Kind.SUPPORTED, "what runs here", raw=True),
     Keyword("ServerAliveInterval", Kind.SUPPORTED, "the link"),
     # Debian's old names for it, which its ssh still reads.
     Keyword("ProtocolKeepAlives", Kind.SUPPORTED, "alias", slot="serveraliveinterval"),
@@ -115,6 +119,8 @@ _SUPPORTED_ROWS: Final = (
         "IdentityFile2", Kind.SUPPORTED, "retired alias", slot="identityfile", accumulates=True
     ),
     Keyword("DynamicForward", Kind.SUPPORTED, "forwarding", accumulates=True),
+    Keyword("LocalForward", Kind.SUPPORTED, "forwarding", accumulates=True),
+    Keyword("RemoteForward", Kind.SUPPORTED, "forwarding", accumulates=True),
     Keyword("DSAAuthentication", Kind.SUPPORTED, "retired alias", slot="pubkeyauthentication"),
     Keyword(
         "ChallengeResponseAuthentication",
@@ -131,8 +137,6 @@ _SUPPORTED_ROWS: Final = (
 )
 
 _REFUSED_ROWS: Final = (
-    Keyword("ProxyJump", Kind.REFUSED, _PROXY, ("none",), _NOT_YET, slot="proxy"),
-    Keyword("ProxyCommand", Kind.REFUSED, _PROXY, ("none",), _NOT_YET, slot="proxy", raw=True),
     Keyword(
         "KnownHostsCommand",
         Kind.REFUSED,
@@ -146,15 +150,6 @@ _REFUSED_ROWS: Final = (
         Kind.REFUSED,
         "the configuration forbids this connection",
         remedy="connect to the host that its message names, or take it out",
-    ),
-    Keyword("LocalForward", Kind.REFUSED, _FORWARD, remedy=_FORWARD_REMEDY),
-    Keyword("RemoteForward", Kind.REFUSED, _FORWARD, remedy=_FORWARD_REMEDY),
-    Keyword(
-        "Tunnel",
-        Kind.REFUSED,
-        "tun devices as of ssh -w are not supported yet",
-        _OFF,
-        "use the option --vpn, or set Tunnel no for this host",
     ),
 )
 
@@ -188,13 +183,10 @@ _WARNED_ROWS: Final = (
     Keyword(
         "ControlMaster", Kind.WARNED, "the connection is not shared", (*_OFF, "auto", "autoask")
     ),
-    Keyword("PermitLocalCommand", Kind.WARNED, "no LocalCommand is run", _OFF),
-    Keyword("RequestTTY", Kind.WARNED, "no terminal is requested", ("no", "false", "auto")),
-    Keyword("SetEnv", Kind.WARNED, "variables belong to a remote session, and none is opened"),
-    Keyword(
+    Keyword(  # ssh has it on by default
         "ObscureKeystrokeTiming",
         Kind.WARNED,
-        "sizes and times of what is forwarded stay visible",
+        "when keys are pressed is not hidden",
         _OFF,
     ),
 )
@@ -210,27 +202,15 @@ _IGNORED_ROWS: Final = (
     *_rows(Kind.IGNORED, _GSSAPI, "GSSAPIAuthentication GSSAPIDelegateCredentials"),
     *_rows(Kind.IGNORED, _GSSAPI, "GSSAPIKeyExchange GSSAPIClientIdentity GSSAPIServerIdentity"),
     *_rows(Kind.IGNORED, _GSSAPI, "GSSAPIRenewalForcesRekey GSSAPITrustDns GSSAPIKexAlgorithms"),
-    # So it does with this one.
-    *_rows(Kind.IGNORED, "variables belong to a remote session, and none is opened", "SendEnv"),
     *_rows(Kind.IGNORED, "only matters with HostbasedAuthentication", "EnableSSHKeysign"),
     *_rows(
         Kind.IGNORED,
         "only matters with HostbasedAuthentication",
         "HostbasedAcceptedAlgorithms HostbasedKeyTypes",
     ),
-    *_rows(Kind.IGNORED, "only matters with ProxyCommand", "ProxyUseFdpass"),
-    Keyword("LocalCommand", Kind.IGNORED, "only matters with PermitLocalCommand", raw=True),
-    *_rows(Kind.IGNORED, "only matters with Tunnel", "TunnelDevice"),
-    *_rows(Kind.IGNORED, "only matters with RemoteForward", "PermitRemoteOpen"),
-    *_rows(Kind.IGNORED, "unix sockets need LocalForward or RemoteForward", "StreamLocalBindMask"),
-    *_rows(
-        Kind.IGNORED, "unix sockets need LocalForward or RemoteForward", "StreamLocalBindUnlink"
-    ),
     *_rows(Kind.IGNORED, "only matters with ForwardX11", "ForwardX11Timeout ForwardX11Trusted"),
     *_rows(Kind.IGNORED, "only matters with ForwardX11", "XAuthLocation"),
-    *_rows(Kind.IGNORED, "every connection here is its own master", "ControlPath ControlPersist"),
-    *_rows(Kind.IGNORED, "there is no terminal to escape from", "EscapeChar"),
-    *_rows(Kind.IGNORED, "there is no terminal to escape from", "EnableEscapeCommandline"),
+    *_rows(Kind.IGNORED, "every connection here is its own master", "ControlPersist"),
     *_rows(Kind.IGNORED, "names the devices of BSD authentication", "KbdInteractiveDevices"),
     *_rows(Kind.IGNORED, "words in our version string that nobody reads", "VersionAddendum"),
     *_rows(Kind.IGNORED, "debugging aid for the source of OpenSSH", "LogVerbose"),

@@ -21,6 +21,7 @@ _KEYWORD: Final = re.compile(r'[ \t\r\n]*(?:"([^"]*)"|([^ \t\r\n"=]+))[ \t\r\n]*
 _ESCAPABLE: Final = frozenset("'\"\\")
 _TOKEN: Final = re.compile(r"%(.?)", re.DOTALL)
 _TOKEN_OR_VARIABLE: Final = re.compile(r"%(.?)|\$\{([^}]*)(\}?)", re.DOTALL)
+_VARIABLE: Final = re.compile(r"\$\{([^}]*)(\}?)", re.DOTALL)
 LINE_LIMIT: Final = 64 * 1024  # our choice; ssh has no limit
 
 
@@ -161,6 +162,11 @@ def expand_tokens(
         return tokens[letter]
 
     return (_TOKEN if variables is None else _TOKEN_OR_VARIABLE).sub(replacement, text)
+
+
+def expand_variables(text: str, variables: Mapping[str, str], where: str) -> str:
+    """Replace ``${NAME}`` only (misc.c, dollar_expand)."""
+    return _VARIABLE.sub(lambda found: _variable(found[1], found[2], variables, where), text)
 
 
 def _variable(name: str, closed: str, variables: Mapping[str, str], where: str) -> str:

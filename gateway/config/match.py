@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from gateway.config.lines import expand_tokens, matches_list
-from gateway.config.tokens import ShellTokens, make_tokens
+from gateway.config.tokens import ShellTokens, jump_host, make_tokens
 from gateway.errors import ConfigError, printable
+from gateway.net.local_command import SHELL_REMEDY, shell_problem, user_shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -181,6 +181,7 @@ def _exec(subject: Subject, command: str, where: str) -> bool:
         port=subject.word("port", "22"),
         user=subject.word("user", environment.local_user),
         host_key_alias=subject.word("hostkeyalias", host),
+        jump_host=jump_host(subject.settings),
     )
     expanded = expand_tokens(command, ShellTokens(tokens, where), where)
     return environment.execute(expanded, where)
@@ -191,7 +192,7 @@ def run_in_shell(command: str, where: str) -> bool:
 
     As ssh does: standard error stays (readconf.c, execute_in_shell).
     """
-    shell = os.environ.get("SHELL") or "/bin/sh"
+    shell = user_shell()
     try:
         status = subprocess.run(  # noqa: S603 - what the user wrote, its values checked
             [shell, "-c", command],
@@ -200,11 +201,7 @@ def run_in_shell(command: str, where: str) -> bool:
             check=False,
         ).returncode
     except OSError as exc:
-        raise ConfigError(
-            f"the shell {printable(shell)} cannot be run ({exc.strerror})",
-            where=where,
-            remedy="set the variable SHELL to a shell",
-        ) from exc
+        raise ConfigError(shell_problem(shell, exc), where=where, remedy=SHELL_REMEDY) from exc
     if status < 0:
         raise ConfigError(
             f"the command {printable(command, 60)} was ended by signal {-status}",

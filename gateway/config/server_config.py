@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gateway.policy.addresses import Network
     from gateway.policy.rules import Policy
     from gateway.ssh.authorized_keys import AuthorizedKeys
     from gateway.ssh.keys import PrivateKey, PublicKey
@@ -44,12 +45,31 @@ class Authority:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelConfig:
+    """What clients of the VPN get: an address of ``pool``, see `gateway.policy.leases`.
+
+    ``masquerade``: their packets go on with the server's own address. ``leases`` is the file that
+    keeps the assignments, None for none; ``flows_per_client`` how many connections one client's
+    packets may have at the same time.
+    """
+
+    pool: tuple[Network, ...]
+    mtu: int = 1500
+    masquerade: bool = True
+    leases: Path | None = None
+    flows_per_client: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """What one server is to do.
 
     ``listen`` has (host, port) pairs, host "*" for all interfaces, port 0 for a free one; ``names``
     maps lower-case names to addresses, for this server alone; ``audit`` is the folder of the audit
-    log, None for none; ``warnings`` are sentences to say at the start and after a reload.
+    log, None for none, and its files are kept for ``audit_keep_days``, 0 for ever; without
+    ``tunnel`` clients get no address; ``run_as`` is the ordinary user as whom the server goes on
+    when root has started it, None for root; ``warnings`` are sentences to say at the start and
+    after a reload.
     """
 
     listen: tuple[tuple[str | None, int], ...]
@@ -61,7 +81,10 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     authorities: tuple[Authority, ...] = ()
     audit: Path | None = None
+    audit_keep_days: int = 0
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
+    tunnel: TunnelConfig | None = None
+    run_as: str | None = None
     warnings: tuple[str, ...] = ()
 
     def user(self, name: str) -> UserConfig | None:

@@ -33,6 +33,8 @@ _T = TypeVar("_T")
 SYSTEM_DIRECTORY: Final = Path("/etc/ssh")
 INCLUDE_DEPTH: Final = 16  # readconf.c, READCONF_MAX_DEPTH
 FILE_LIMIT: Final = 1024 * 1024  # our choice; ssh has no limit
+JUMP: Final = "proxyjump"
+PROXIES: Final = (JUMP, "proxycommand")
 ACCUMULATED_LIMIT: Final = 100  # readconf.h, SSH_MAX_IDENTITY_FILES
 
 
@@ -113,6 +115,16 @@ class Settings:
     def first(self, slot: str) -> Setting | None:
         """Return the one that wins."""
         found = self._found.get(slot)
+        return found[0] if found else None
+
+    def proxy(self) -> Setting | None:
+        """Return what wins of ProxyJump and ProxyCommand: the first, but for a jump to none.
+
+        That leaves it to a later ProxyCommand, as ``ssh -G`` shows; ssh_config(5) does not say so.
+        """
+        found = [setting for setting in self if setting.keyword.slot in PROXIES]
+        if len(found) > 1 and found[0].keyword.slot == JUMP and found[0].one().lower() == "none":
+            del found[0]
         return found[0] if found else None
 
     def value(self, slot: str, parse: Callable[[Setting], _T], default: _T) -> _T:

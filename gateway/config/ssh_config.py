@@ -15,48 +15,59 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.config import fields, values
 from gateway.config.addresses import (
-    ListenAddress,
+    Destination,
     check_host_name,
     check_real_host,
     check_user_name,
+    parse_jumps,
 )
 from gateway.config.canonical import CanonicalizeHostname, Rules, canonical_host
 from gateway.config.fields import (
     AddressFamily,
     LogLevel,
     PubkeyMode,
+    RequestTTY,
     SessionType,
     StrictHostKeyChecking,
+    Tunnel,
     UpdateHostKeys,
 )
+from gateway.config.forwards import forwards
 from gateway.config.keywords import Kind
 from gateway.config.lines import expand_tokens, parse_option, quoted
+from gateway.config.session import send_env, set_env
 from gateway.config.sources import (
+    JUMP,
     SYSTEM_DIRECTORY,
     Environment,
     Reader,
     Setting,
     Settings,
 )
-from gateway.config.tokens import ShellTokens, make_tokens
-from gateway.config.values import IpQos, RekeyLimit
+from gateway.config.tokens import LocalCommand, ShellTokens, jump_host, make_tokens
+from gateway.config.values import IpQos, RekeyLimit, TunnelDevice
 from gateway.errors import printable
+from gateway.forward.spec import Kind as ForwardKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from gateway.forward.permit import Permitted
+    from gateway.forward.spec import Forward
 
 __all__ = [
     "AddressFamily",
     "Environment",
     "HostConfig",
     "IpQos",
-    "ListenAddress",
     "LogLevel",
     "PubkeyMode",
     "ReadSettings",
     "RekeyLimit",
+    "RequestTTY",
     "SessionType",
     "StrictHostKeyChecking",
+    "Tunnel",
     "UpdateHostKeys",
     "default_files",
     "parse_option",
@@ -92,6 +103,9 @@ class HostConfig:
     address_family: AddressFamily
     bind_address: str | None
     bind_interface: str | None
+    proxy_jump: tuple[Destination, ...]  # the hops in between, in the order of connecting
+    proxy_command: str | None  # with its tokens expanded: for a shell
+    proxy_use_fdpass: bool
     connection_attempts: int
     tcp_keep_alive: bool
     ip_qos: IpQos
@@ -116,11 +130,27 @@ class HostConfig:
     update_host_keys: UpdateHostKeys
     ca_signature_algorithms: tuple[str, ...]
     required_rsa_size: int  # bits, of every RSA key of either side
-    dynamic_forwards: tuple[ListenAddress, ...]
+    local_forwards: tuple[Forward, ...]
+    remote_forwards: tuple[Forward, ...]
+    dynamic_forwards: tuple[Forward, ...]
+    permit_remote_open: Permitted
+    control_path: Path | None  # None: a name of ours
+    has_control_socket: bool
     exit_on_forward_failure: bool
     gateway_ports: bool
+    stream_local_bind_mask: int
+    stream_local_bind_unlink: bool
+    tunnel: Tunnel
+    tunnel_device: TunnelDevice
     session_type: SessionType
     remote_command: str | None
+    request_tty: RequestTTY
+    send_env: tuple[str, ...]  # patterns of names
+    set_env: tuple[tuple[str, str], ...]
+    escape_char: bytes | None
+    enable_escape_command_line: bool
+    permit_local_command: bool
+    local_command: LocalCommand | None  # None also if it is not permitted
     stdin_null: bool
     fork_after_authentication: bool
     server_alive_interval_s: float  # 0 switches the probes off
@@ -141,8 +171,10 @@ class HostConfig:
         return self.pubkey_mode is not PubkeyMode.NO
 
 
-def default_files(home: Path) -> tuple[Path, ...]:
-    """Return the user's and the system's configuration file, as far as they exist."""
+def default_files(home: Path, given: str | None = None) -> tuple[Path, ...]:
+    """Return the file that -F names, or the user's and the system's as far as they exist."""
+    if given is not None:
+        return () if given == "none" else (Path(given),)
     candidates = (home / ".ssh" / "config", SYSTEM_DIRECTORY / "ssh_config")
     return tuple(path for path in candidates if _exists(path))
 
@@ -182,9 +214,12 @@ def read_settings(
     files: Sequence[Path],
     command_line: Sequence[tuple[str, str]] = (),
     command: str | None = None,
+    defaults: Sequence[tuple[str, str]] = (),
     environment: Environment,
 ) -> ReadSettings:
     """Collect the settings that apply to a host, in the two passes of ssh; see `read_host_config`.
+
+    ``defaults`` are written as ``command_line``, and hold for what is set nowhere.
 
     The name of the host is settled between the two: no later HostName changes it (ssh.c, main).
     """
@@ -206,13 +241,14 @@ def read_settings(
         final = Reader(alias, environment, settings, command=command, final_host=host_name)
         for path in files:
             final.read_file(path)
+    reader.read_command_line(defaults)
     if settings.value("clearallforwardings", values.flag, default=False):
         settings.drop(_FORWARD_SLOTS)
     return ReadSettings(alias, host_name, settings)
 
 
 def _canonical_rules(settings: Settings) -> Rules:
-    proxy = settings.first("proxy")
+    proxy = settings.proxy()
     return Rules(
         fields.CANONICALIZE.value(settings),
         fields.DOMAINS.value(settings),
@@ -252,6 +288,7 @@ def resolve(read: ReadSettings, environment: Environment) -> HostConfig:
         port=str(port),
         user=environment.local_user,
         host_key_alias=key_alias or alias,
+        jump_host=jump_host(settings),
     )
     user = _user(settings, tokens, environment)
     tokens = make_tokens(
@@ -261,6 +298,7 @@ def resolve(read: ReadSettings, environment: Environment) -> HostConfig:
         port=str(port),
         user=user,
         host_key_alias=key_alias or alias,
+        jump_host=jump_host(settings),
     )
     return HostConfig(
         alias=alias,
@@ -268,6 +306,8 @@ def resolve(read: ReadSettings, environment: Environment) -> HostConfig:
         user=user,
         port=port,
         host_key_alias=key_alias,
+        proxy_jump=_proxy_jump(settings, tokens),
+        proxy_command=_proxy_command(settings, tokens),
         identity_files=_identity_files(settings, tokens, environment, warnings),
         identity_files_are_default=settings.first("identityfile") is None,
         certificate_files=_existing_files(
@@ -278,8 +318,15 @@ def resolve(read: ReadSettings, environment: Environment) -> HostConfig:
         global_known_hosts_files=_global_known_hosts(settings, environment),
         revoked_host_keys=_revoked(settings, tokens, environment),
         update_host_keys=_update_host_keys(settings),
-        dynamic_forwards=tuple(map(values.listen_address, settings.all("dynamicforward"))),
+        local_forwards=forwards(ForwardKind.LOCAL, settings, tokens, environment),
+        remote_forwards=forwards(ForwardKind.REMOTE, settings, tokens, environment),
+        dynamic_forwards=forwards(ForwardKind.DYNAMIC, settings, tokens, environment),
+        control_path=_control_path(settings, tokens, environment),
+        has_control_socket=settings.value("controlpath", _is_wanted, default=True),
         remote_command=_remote_command(settings, tokens),
+        send_env=send_env(settings.all("sendenv")),
+        set_env=set_env(settings.first("setenv"), tokens, environment.variables),
+        local_command=_local_command(settings, tokens),
         warnings=tuple(warnings),
         **{field.name: field.value(settings) for field in fields.FIELDS if field.name},
     )
@@ -316,6 +363,39 @@ def _remote_command(settings: Settings, tokens: Mapping[str, str]) -> str | None
     return expand_tokens(setting.one(), ShellTokens(tokens, setting.where), setting.where)
 
 
+def _local_command(settings: Settings, tokens: Mapping[str, str]) -> LocalCommand | None:
+    setting = settings.first("localcommand")
+    if setting is None or setting.one().lower() == "none":
+        return None
+    if not settings.value("permitlocalcommand", values.flag, default=False):
+        return None
+    return LocalCommand(setting.one(), tokens, setting.where)
+
+
+def _proxy_jump(settings: Settings, tokens: Mapping[str, str]) -> tuple[Destination, ...]:
+    setting = settings.proxy()
+    if setting is None or setting.keyword.slot != JUMP:
+        return ()
+    text = setting.one()
+    if not setting.on_command_line:
+        text = expand_tokens(text, _proxy_tokens(tokens), setting.where)
+    return parse_jumps(text, where=setting.where)
+
+
+def _proxy_command(settings: Settings, tokens: Mapping[str, str]) -> str | None:
+    """Expand the command, whose values the user's shell is going to see."""
+    setting = settings.proxy()
+    if setting is None or setting.keyword.slot == JUMP or setting.one().lower() == "none":
+        return None
+    checked = ShellTokens(_proxy_tokens(tokens), setting.where)
+    return expand_tokens(setting.one(), checked, setting.where)
+
+
+def _proxy_tokens(tokens: Mapping[str, str]) -> dict[str, str]:
+    """Return what a way to the server may be made of (sshconnect.c, expand_proxy_command)."""
+    return {letter: tokens[letter] for letter in "hknpr"}
+
+
 def _update_host_keys(settings: Settings) -> UpdateHostKeys:
     """Unless it is set, learn keys only into the usual file and without the DNS (readconf.c)."""
     chosen: UpdateHostKeys | None = fields.UPDATE_HOST_KEYS.value(settings)
@@ -342,6 +422,19 @@ def _identity_agent(
         value = environment.variables.get(name[1:], "")
         return Path(value) if value else None
     return None if setting is None else values.expand_path(setting, name, tokens, environment)
+
+
+def _is_wanted(setting: Setting) -> bool:
+    return setting.one().lower() != "none"
+
+
+def _control_path(
+    settings: Settings, tokens: Mapping[str, str], environment: Environment
+) -> Path | None:
+    setting = settings.first("controlpath")
+    if setting is None or not _is_wanted(setting):
+        return None
+    return values.expand_path(setting, setting.one(), tokens, environment)
 
 
 def _existing_files(

@@ -39,7 +39,8 @@ def key_lines(text: str) -> dict[Location, int]:
     The path of ``keys[0]`` in ``[users.alice]`` is ("users", "alice", "keys", 0).
     """
     lines = _Lines(text)
-    with contextlib.suppress(RecursionError):  # tomllib may need fewer calls for a bracket
+    # tomllib may need fewer calls for a bracket, and decodes no key of what is no TOML.
+    with contextlib.suppress(RecursionError, tomllib.TOMLDecodeError):
         lines.read_document()
     return lines.found
 

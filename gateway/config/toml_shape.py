@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import re
 import typing
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -17,14 +18,15 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_sc
 
 from gateway.config.addresses import (
     ALL_INTERFACES,
-    ListenAddress,
     check_real_host,
     check_user_name,
     is_address,
+    parse_listen_address,
 )
-from gateway.config.server_config import ANY_USER
+from gateway.config.server_config import ANY_USER, TunnelConfig
 from gateway.errors import ConfigError, printable
 from gateway.policy.limits import Limits
+from gateway.policy.targets import parse_network
 from gateway.ssh.authorized_keys import AuthorizedKey, parse_authorized_key
 from gateway.ssh.keys import PublicKey
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 NAME_LIMIT: Final = 64  # characters of the name of a rule, a group or a principal
 MOST_KEYS: Final = 10  # that may have to sign for one login
+MOST_DAYS: Final = 36_500  # that files of the audit log are kept
 
 
 class _Parsed:
@@ -54,11 +57,6 @@ class _Parsed:
         except ConfigError as error:
             details = {"problem": error.problem, "remedy": error.remedy}
             raise PydanticCustomError("gateway", "{problem}", details) from error
-
-
-def _listen_address(text: str) -> tuple[str, int]:
-    address = ListenAddress.parse(text, lowest_port=0)
-    return address.host or ALL_INTERFACES, address.port
 
 
 def _address(text: str) -> str:
@@ -106,8 +104,9 @@ def _authority_key(text: str) -> PublicKey:
     return entry.key
 
 
-_ListenAt = Annotated[tuple[str, int], _Parsed(_listen_address)]
+_ListenAt = Annotated[tuple[str, int], _Parsed(parse_listen_address)]
 _Address = Annotated[str, _Parsed(_address)]
+_Network = Annotated[IPv4Network | IPv6Network, _Parsed(parse_network)]
 _Host = Annotated[str, _Parsed(lambda text: check_real_host(text).rstrip("."))]
 _Name = Annotated[str, _Parsed(_name)]
 _UserName = Annotated[str, _Parsed(_user_name)]
@@ -172,6 +171,7 @@ _BOUNDS: Final[dict[str, tuple[int, int]]] = {
     "maximum_lifetime_s": (0, 365 * _DAY_S),
     "drain_s": (0, _DAY_S),
 }
+_OTHER_BOUNDS: Final = {"required_keys": (1, MOST_KEYS), "audit_keep_days": (1, MOST_DAYS)}
 
 
 def _limit_fields() -> dict[str, Any]:
@@ -190,18 +190,44 @@ else:
     _Limits = create_model("_Limits", __base__=_Table, **_limit_fields())
 
 
+# ---- the VPN -------------------------------------------------------------------------------------
+
+_TUNNEL_BOUNDS: Final = {"mtu": (576, 65_535), "flows_per_client": (1, _MANY)}  # 576: RFC 791 §3.2
+
+
+def _bounded(name: str) -> Any:  # noqa: ANN401 - as pydantic's Field
+    low, high = _TUNNEL_BOUNDS[name]
+    default = next(
+        field.default for field in dataclasses.fields(TunnelConfig) if field.name == name
+    )
+    return Field(default, ge=low, le=high)
+
+
+class Tunnel(_Table):
+    """``[tunnel]``; bounds and defaults are those of `TunnelConfig`."""
+
+    pool: Annotated[list[_Network], Field(min_length=1)]
+    mtu: int = _bounded("mtu")
+    masquerade: bool = True
+    leases: _Text = "leases.json"
+    flows_per_client: int = _bounded("flows_per_client")
+
+
 class File(_Table):
     """The whole document."""
 
     listen: Annotated[list[_ListenAt], Field(min_length=1)] = [(ALL_INTERFACES, 2222)]
     host_keys: Annotated[list[_Text], Field(min_length=1)]
+    user: _Text | None = None
     algorithms: Literal["default", "strict"] = "default"
     audit: _Text | None = None
+    audit_keep_days: Annotated[int, Field(ge=1, le=MOST_DAYS)] | None = None
     names: dict[_Host, _Address] = {}
     limits: _Limits = Field(default_factory=_Limits)
     users: dict[_UserName, User] = {}
     authorities: list[Authority] = []
     rules: list[Rule] = []
+    tunnel: Tunnel | None = None
 
 
 _TABLES: Final[dict[str, type[BaseModel]]] = {
@@ -209,6 +235,7 @@ _TABLES: Final[dict[str, type[BaseModel]]] = {
     "users": User,
     "authorities": Authority,
     "rules": Rule,
+    "tunnel": Tunnel,
 }
 
 # ---- what is wrong, in sentences -----------------------------------------------------------------
@@ -233,6 +260,7 @@ _KINDS: Final[tuple[tuple[type, str], ...]] = (
 )
 _MISSING: Final = {
     "host_keys": 'write host_keys = ["host_ed25519"], which `gateway init` makes',
+    "pool": 'write pool = ["10.213.0.0/24"]',
     "key": 'write key = "ssh-ed25519 AAAA... ca"',
     "users": 'write users = ["alice"], or ["*"] for every user',
     "to": 'write to = ["host:port"]',
@@ -254,7 +282,7 @@ def shape_problem(error: ErrorDetails) -> tuple[str, str]:
         case "literal_error":
             found = f"{shown} is not known", f"write {context['expected']}"
         case "greater_than_equal" | "less_than_equal":
-            low, high = _BOUNDS.get(last, (1, MOST_KEYS))
+            low, high = (_BOUNDS | _TUNNEL_BOUNDS | _OTHER_BOUNDS)[last]
             found = f"{shown} is out of bounds", f"write a number from {low} to {high}"
         case "finite_number":
             found = f"{shown} is no time", "write a number of seconds, 0 for no limit"

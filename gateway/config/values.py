@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from gateway.config.addresses import ListenAddress, check_real_host, parse_port
+from gateway.config.addresses import check_real_host, parse_port
 from gateway.config.lines import expand_tokens, matches_pattern
 from gateway.errors import printable
+from gateway.tun.packet import ANY_UNIT, MAXIMUM_UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _TIME: Final = re.compile(r"([0-9]{1,10})([smhdwSMHDW]?)")
 _SIZE: Final = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,15}))?([BKMGTPE]?)", re.IGNORECASE)
 _SCALES: Final = "BKMGTPE"
+_ANY: Final = "any"
 _INT_MAX: Final = 2**31 - 1
 _SMALLEST_REKEY: Final = 16  # bytes; readconf.c, oRekeyLimit
 _INTERFACE_LIMIT: Final = 15  # characters; <net/if.h>, IFNAMSIZ
@@ -134,6 +136,39 @@ def interface(setting: Setting) -> str:
     return word
 
 
+@dataclass(frozen=True, slots=True)
+class TunnelDevice:
+    """The numbers of the tun devices on both sides; `ANY_UNIT` leaves it to that side.
+
+    ``str`` of it is what ssh -G writes.
+    """
+
+    local: int
+    remote: int
+
+    def __str__(self) -> str:
+        return ":".join(
+            _ANY if unit == ANY_UNIT else str(unit) for unit in (self.local, self.remote)
+        )
+
+
+def tunnel_device(setting: Setting) -> TunnelDevice:
+    """Read ``local[:remote]``, each a number or ``any`` (misc.c, a2tun)."""
+    local, colon, remote = setting.one().partition(":")
+    return TunnelDevice(_unit(setting, local), _unit(setting, remote) if colon else ANY_UNIT)
+
+
+def _unit(setting: Setting, word: str) -> int:
+    if word.lower() == _ANY:
+        return ANY_UNIT
+    if re.fullmatch("[0-9]{1,10}", word) is None or int(word) > MAXIMUM_UNIT:
+        raise setting.wrong(
+            f"{printable(word, 60) or 'an empty text'} is not the number of a tun device",
+            "write LOCAL or LOCAL:REMOTE, each a number from 0 on, or any",
+        )
+    return int(word)
+
+
 def domains(setting: Setting) -> tuple[str, ...]:
     """Read the domains to look for a host in; none alone is no domain."""
     found = tuple(word.lower() for word in setting.arguments)
@@ -192,9 +227,14 @@ def _shown_class(number: int | None) -> str:
     return f"0x{number:02x}"
 
 
-def listen_address(setting: Setting) -> ListenAddress:
-    """Read ``[bind_address:]port``."""
-    return ListenAddress.parse(setting.one(), where=setting.where)
+def octal(setting: Setting) -> int:
+    """Read a file mode in octal."""
+    word = setting.one()
+    if re.fullmatch("[0-7]{1,5}", word) is None or int(word, 8) > 0o777:
+        raise setting.wrong(
+            f"{printable(word, 60)} is not a file mode", "write it in octal, as 0177"
+        )
+    return int(word, 8)
 
 
 def words(setting: Setting) -> tuple[str, ...]:
@@ -293,20 +333,24 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
 def expand_path(
     setting: Setting, word: str, tokens: Mapping[str, str], environment: Environment
 ) -> Path:
-    """Expand ``~``, tokens and ``${NAME}`` in a file name, in ssh's order.
-
-    A name that was given from outside must not lead out of the directory that the user wrote, so it
-    may be no path of its own (GHSA-qr67-gv47-xwwh).
-    """
+    """Expand ``~``, tokens and ``${NAME}`` in a file name, in ssh's order."""
     expanded = expand_home(setting, word, environment)
-    for letter in re.findall("%(.)", expanded.replace("%%", "")):
+    check_path_tokens(setting, expanded, tokens)
+    return Path(expand_tokens(expanded, tokens, setting.where, environment.variables))
+
+
+def check_path_tokens(setting: Setting, path: str, tokens: Mapping[str, str]) -> None:
+    """Refuse a path whose tokens lead out of the directory that the user wrote.
+
+    A name that was given from outside may be no path of its own (GHSA-qr67-gv47-xwwh).
+    """
+    for letter in re.findall("%(.)", path.replace("%%", "")):
         value = tokens.get(letter, "")
         if letter != "d" and ("/" in value or (value and not value.strip("."))):
             raise setting.wrong(
                 f"%{letter} is {printable(value)} here, which would lead to another directory",
                 "write the file name itself",
             )
-    return Path(expand_tokens(expanded, tokens, setting.where, environment.variables))
 
 
 def expand_home(setting: Setting, word: str, environment: Environment) -> str:

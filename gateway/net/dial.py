@@ -154,6 +154,18 @@ async def dial(
     raise DialError(target, os.strerror(errno.ETIMEDOUT), errno.ETIMEDOUT)
 
 
+def connect_unix(path: str) -> socket.socket:
+    """Connect to a socket of this machine; return a non-blocking socket. Raises `DialError`."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)  # at once or not at all (connect(2), EAGAIN)
+    except OSError as error:
+        sock.close()
+        raise DialError(printable(path), error.strerror or str(error), error.errno or 0) from error
+    return sock
+
+
 async def _race(target: str, addresses: list[Address], options: DialOptions) -> socket.socket:
     """Start an attempt every 250 ms, or as soon as the last one failed; the first success wins."""
     if len(addresses) == 1:  # nothing to race
@@ -223,6 +235,7 @@ async def _wait_event(sock: socket.socket) -> None:
 
 
 def _set_options(sock: socket.socket, options: DialOptions) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if options.mark:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, options.mark)
     if options.bind_interface is not None:

@@ -5,7 +5,8 @@ THEORY OF OPERATION
 The carrier calls ``_carrier_ready`` (see `gateway.net.poller`); no task wakes for it. Reading is:
 receive a batch, let the protocol process it (channel data reaches its sink inside that call), let
 the sinks write what they gathered, dispatch the events, flush. The link's one task, ``_watch``,
-looks at the clock: keepalive, rekeying by time, replies that nobody reads.
+looks at the clock: keepalive, rekeying by time, replies that nobody reads, and at their time the
+ends that the owner knows of (``on_tick`` and ``look_by``).
 
 ``flush`` is a plain function: whoever has put something into the outbound buffer calls it once, at
 the end of its batch, and the bytes leave in one system call. If the carrier is full, the rest goes
@@ -30,16 +31,23 @@ import trio
 from gateway import events
 from gateway.errors import (
     ChannelClosed,
-    ChannelOpenError,
     ConnectionLost,
     GatewayError,
     RemoteProtocolError,
     printable,
 )
 from gateway.net import poller
+from gateway.net.port import ChannelPort, ignore
 from gateway.net.turns import Turns
 from gateway.ssh.channel import SendState
 from gateway.ssh.connection import KEEPALIVE
+from gateway.ssh.messages import (
+    DirectStreamlocal,
+    DirectTcpip,
+    ForwardedStreamlocal,
+    ForwardedTcpip,
+    Ignore,
+)
 from gateway.ssh.numbers import Disconnect
 from gateway.ssh.transport import Phase
 
@@ -47,7 +55,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.net.carrier import Carrier
-    from gateway.ssh.channel import Channel
     from gateway.ssh.protocol import Protocol
 
 # ---- our own choices -----------------------------------------------------------------------------
@@ -61,152 +68,42 @@ LONG_RTT_S: Final = 0.005  # not worth a packet below; infinite while unknown
 # A turn is little enough that most have as much to send when theirs comes, and each has several of
 # them while what may be in flight goes out once.
 LARGEST_TURN: Final = 64 * 1024  # bytes
+# Among many busy links each has little in flight, and small packets would slow all of them: so one
+# of few streams may have all of its share in one turn, up to this.
+SMALL_TURN: Final = 16 * 1024
 TURNS: Final = 16
+# Channels that are a connection of somebody (RFC 4254 §7; OpenSSH PROTOCOL §2.4).
+FORWARDS: Final = frozenset(
+    opened.channel_type
+    for opened in (DirectTcpip, ForwardedTcpip, DirectStreamlocal, ForwardedStreamlocal)
+)
 BATCHES_AT_ONCE: Final = 4  # received before other links have their turn
 
 _link_ids = count(1)
 
 
-class ChannelPort:
-    """A channel as its owner sees it: opened, read from, written to, closed.
+class Answer:
+    """The peer's answer to a global request, once it is there."""
 
-    Until the owner sets another sink, what arrives is kept in ``pending``, at most one window of
-    it. ``on_change`` is called, never with an await, when anything happened that a waiting owner
-    wants to look at: EOF, CLOSE, the loss of the link.
-    """
+    def __init__(self) -> None:
+        self.on_arrival: Callable[[events.GlobalReplied], object] = ignore
+        """Called before anything else that the peer has sent is looked at."""
+        self._answered = trio.Event()
+        self._outcome: events.GlobalReplied | ConnectionLost | None = None
 
-    def __init__(self, link: Link, channel: Channel) -> None:
-        self.link = link
-        self.channel = channel
-        self.pending = bytearray()
-        self.eof_received = False
-        self.close_received = False
-        self.failure: GatewayError | None = None
-        self.on_change: Callable[[], object] = _nothing
-        self.on_writable: Callable[[], object] = _nothing
-        self.on_request: Callable[[events.ChannelRequested], bool] = _refuse_request
-        self.on_reply: Callable[[bool], None] = _ignore_reply
-        self.on_opened: Callable[[ChannelPort], object] = _ignore_answer
-        self._credit = trio.lowlevel.ParkingLot()
-        channel.sink = self._keep
+    def arrived(self, outcome: events.GlobalReplied | ConnectionLost) -> None:
+        """Wake who waits."""
+        self._outcome = outcome
+        self._answered.set()
+        if isinstance(outcome, events.GlobalReplied):
+            self.on_arrival(outcome)
 
-    def __repr__(self) -> str:
-        return f"<ChannelPort {self.channel!r}>"
-
-    def _keep(self, data: memoryview) -> int:
-        self.pending += data
-        self.on_change()
-        return 0
-
-    @property
-    def may_send(self) -> bool:
-        """Whether data may still be sent, window or not."""
-        return (
-            self.failure is None
-            and not self.close_received
-            and self.channel.send_state is SendState.OPEN
-        )
-
-    async def wait_room(self) -> None:
-        """Let others run, and wait until ``channel.room()`` is not empty.
-
-        Raises `ChannelClosed` or `ConnectionLost` when it never will be. Others may take
-        the room before this task runs again.
-        """
-        await trio.lowlevel.checkpoint()
-        while True:
-            if self.failure is not None:
-                raise self.failure
-            if not self.may_send:
-                raise ChannelClosed(f"the channel takes no more data: {self.channel!r}")
-            protocol = self.link.protocol
-            if not protocol.outbound.accepts_data or not protocol.connection.may_send_bulk:
-                await self.link.turns.park()
-            elif self.channel.room():
-                return
-            else:
-                await self._credit.park()
-
-    def consumed(self, length: int) -> None:
-        """Give back credit for bytes that the sink had kept."""
-        if self.failure is None:
-            self.channel.consumed(length)
-            self.link.flush()
-
-    def send_eof(self) -> None:
-        """End our direction, if it is still open."""
-        if self.may_send:
-            self.channel.send_eof()
-            self.link.flush()
-
-    def close(self) -> None:
-        """Send CLOSE if that was not done, and forget the channel. Never waits, never raises."""
-        self.link.release(self)
-
-    # -- called by the link ------------------------------------------------------------------------
-
-    def happened(self, event: events.OnChannel) -> None:
-        """Take an event of this channel."""
-        match event:
-            case events.ChannelOpened():
-                self.confirmed()
-            case events.ChannelOpenFailed(_, reason_code, description):
-                self.fail(ChannelOpenError(reason_code, printable(description)))
-            case events.ChannelWritable():
-                self._credit.unpark_all()
-                self.on_writable()
-            case events.ChannelEofReceived():
-                self.eof_received = True
-                self.on_change()
-            case events.ChannelCloseReceived():
-                self.close_received = True
-                self._credit.unpark_all()
-                self.on_change()
-            case events.ChannelReplied(_, success):
-                self.on_reply(success)
-            case events.ChannelRequested(_, _, want_reply):
-                success = self.on_request(event)
-                if want_reply:
-                    self.link.protocol.connection.reply_request(self.channel, success=success)
-
-    def confirmed(self) -> None:
-        """The open was granted, by the peer or by us."""
-        self._answered()
-
-    def fail(self, failure: GatewayError) -> None:
-        """The open was refused or the link is gone."""
-        self.failure = self.failure or failure
-        self._answered()
-        self._credit.unpark_all()
-        self.on_change()
-
-    def _answered(self) -> None:
-        on_opened, self.on_opened = self.on_opened, _ignore_answer
-        on_opened(self)
-
-
-def _nothing() -> None:
-    pass
-
-
-def _nothing_due(_now_s: float) -> None:
-    pass
-
-
-def _ignore_answer(_port: ChannelPort) -> None:
-    pass
-
-
-def _refuse_request(_request: events.ChannelRequested) -> bool:
-    return False
-
-
-def _ignore_global_reply(_reply: events.GlobalReplied) -> None:
-    pass
-
-
-def _ignore_reply(_success: bool) -> None:  # noqa: FBT001 - a callback's only argument
-    pass
+    async def wait(self) -> events.GlobalReplied:
+        """Return it. Raises `ConnectionLost`."""
+        await self._answered.wait()
+        if isinstance(self._outcome, events.GlobalReplied):
+            return self._outcome
+        raise self._outcome or ConnectionLost("there was no answer")
 
 
 class Link:
@@ -228,8 +125,15 @@ class Link:
         self.ended_by = "network"  # or "us" or "peer", as in `events.LinkClosed`
         self.turns = Turns()
         self.ended = trio.Event()
-        self.on_tick: Callable[[float], object] = _nothing_due
-        """Called every WATCH_INTERVAL_S with the time, for who has to end a link in time."""
+        self.on_tick: Callable[[float], object] = ignore
+        """Called with the time at least every WATCH_INTERVAL_S, and as `look_by` says."""
+        self.peer_sends_singly = False
+        """Whether the peer sends small things that nothing of ours answers; see SMALL_BATCH."""
+        self.acknowledge: Callable[[], object] = carrier.acknowledge
+        """Lets the peer know what arrived. `prod` does that if the connection ends before the peer:
+        then the kernel that delays acknowledgements is another machine's, and what makes it send
+        one is data for the peer."""
+        self._owes_acknowledgement = False
         self.at_batch_end: list[Callable[[], None]] = []  # who kept views into the receive buffer
         self._handler = handler
         self._alive_interval_s = alive_interval_s
@@ -239,12 +143,14 @@ class Link:
         self._current_time = trio.lowlevel.current_clock().current_time
         self._ports: dict[int, ChannelPort] = {}
         self._scope = trio.CancelScope()
+        self._nap = trio.CancelScope()
         self._may_have_input = False
         self._has_ended_input = False
         self._carrier_is_full = False
         self._is_congested = False  # reading waits until replies have left
         self._sent = trio.lowlevel.ParkingLot()
-        self._awaited_replies: deque[Callable[[events.GlobalReplied], None]] = deque()
+        self._released = trio.lowlevel.ParkingLot()
+        self._awaited_answers: deque[Answer] = deque()
 
     def __repr__(self) -> str:
         return f"<Link {self.link_id} {self.carrier.name} {self.protocol!r}>"
@@ -253,6 +159,12 @@ class Link:
     def is_lost(self) -> bool:
         """Whether nothing can be carried any more."""
         return self.failure is not None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the peer owes us a sign of life, though perhaps not for long enough."""
+        silent_s = trio.current_time() - self._heard_s
+        return self._alive and silent_s >= 2 * self._alive_interval_s
 
     # -- moving bytes ------------------------------------------------------------------------------
 
@@ -308,7 +220,7 @@ class Link:
     def _receive_batch(self) -> bool:
         """Receive and process once; say whether there may be more."""
         protocol, inbound = self.protocol, self.protocol.inbound
-        self._is_congested = not protocol.may_read
+        self._is_congested = protocol.outbound.is_congested
         if self._is_congested or self.failure is not None:
             return False
         space = inbound.space()
@@ -318,15 +230,28 @@ class Link:
             inbound.idle()
             self._may_have_input = False
             return False
-        if length < SMALL_BATCH and protocol.connection.meter.min_rtt_s > LONG_RTT_S:
-            self.carrier.acknowledge()
-        self._heard_s = trio.current_time()
+        if length < SMALL_BATCH:
+            self._acknowledge()
+        self._heard_s = self._current_time()
         protocol.received(length, self._heard_s)
         self._end_batch()
         self.dispatch()
         self.flush()
         self._may_have_input = length == len(space) or self._has_ended_input
         return self._may_have_input
+
+    def _acknowledge(self) -> None:
+        """Do not let a peer with Nagle's algorithm wait for a delayed acknowledgement."""
+        if self.protocol.connection.meter.min_rtt_s > LONG_RTT_S:
+            self.acknowledge()
+        elif self.peer_sends_singly and not self._owes_acknowledgement:
+            self._owes_acknowledgement = True
+            poller.current().at_rest(self._pay_acknowledgement)
+
+    def _pay_acknowledgement(self) -> None:
+        self._owes_acknowledgement = False
+        if self.failure is None:
+            self.acknowledge()
 
     def _read_on(self) -> None:
         if self._may_have_input:
@@ -352,9 +277,14 @@ class Link:
         interval_s = min(self._alive_interval_s or WATCH_INTERVAL_S, WATCH_INTERVAL_S)
         asked_s = congested_since_s = None
         while True:
-            await trio.sleep(interval_s)
             now_s = trio.current_time()
+            self._nap = trio.CancelScope(deadline=now_s + interval_s)
             self.on_tick(now_s)
+            with self._nap:
+                await trio.sleep_forever()
+            due_s, now_s = self._nap.deadline, trio.current_time()
+            if now_s - due_s > interval_s:
+                self._heard_s = now_s  # we were stopped ourselves: nobody could be heard
             try:
                 self.protocol.tick(now_s)
             except RemoteProtocolError as error:
@@ -381,9 +311,13 @@ class Link:
                     asked_s is None or now_s - asked_s >= self._alive_interval_s
                 ):
                     asked_s = now_s
-                    self._ask(KEEPALIVE, b"", _ignore_global_reply)
+                    self.ask(KEEPALIVE, b"")
             self.flush()
             self._give_turns()
+
+    def look_by(self, time_s: float) -> None:
+        """Have ``on_tick`` called at that time at the latest."""
+        self._nap.deadline = min(self._nap.deadline, time_s)
 
     def start_keepalive(self) -> None:
         """Begin to probe an idle peer; not before the login, when some peers would stumble."""
@@ -437,14 +371,19 @@ class Link:
         for port in list(self._ports.values()):
             port.fail(ConnectionLost(str(failure)))
         self._ports.clear()
+        for answer in self._awaited_answers:
+            answer.arrived(ConnectionLost(str(failure)))
+        self._awaited_answers.clear()
+        self._released.unpark_all()
         self.turns.discard()
 
     def bulk_limit(self) -> int:
         """How many bytes the path takes now from one that sends much; a turn, if others wait."""
         meter = self.protocol.connection.meter
         limit = min(meter.send_until - self.protocol.outbound.data_total, meter.send_step)
-        if self.turns.has_bulk:
-            limit = min(limit, LARGEST_TURN, meter.target_out // TURNS)
+        if others := self.turns.bulk_count:
+            share = min(meter.target_out // (others + 1), SMALL_TURN)
+            limit = min(limit, max(meter.target_out // TURNS, share), LARGEST_TURN)
         return max(limit, 0)
 
     def close(self, reason: str = "closed by us") -> None:
@@ -456,6 +395,12 @@ class Link:
         if self.failure is None:
             self.protocol.disconnect(description, reason_code)
             self._fail(ConnectionLost(description), "us")
+
+    def prod(self) -> None:
+        """Send a message that means nothing (RFC 4253 §11.2)."""
+        if self.failure is None and self.protocol.transport.phase is Phase.CONNECTION:
+            self.protocol.outbound.append(Ignore(b"").encode())
+            self.flush()
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -469,7 +414,8 @@ class Link:
                     elif isinstance(event, events.ChannelRequested):
                         self._refuse_request(event)
                 case events.GlobalReplied():
-                    self._awaited_replies.popleft()(event)
+                    if self._awaited_answers:  # else the link was lost within this batch
+                        self._awaited_answers.popleft().arrived(event)
                 case events.PeerDisconnected(reason_code, description):
                     self._fail(
                         ConnectionLost(
@@ -489,31 +435,23 @@ class Link:
 
     # -- global requests ---------------------------------------------------------------------------
 
-    def _ask(
-        self, name: str, specific: bytes, on_reply: Callable[[events.GlobalReplied], None]
-    ) -> None:
-        """Send a global request; replies come in the order of the requests (RFC 4254 §4)."""
-        self._awaited_replies.append(on_reply)
+    def ask(self, name: str, specific: bytes) -> Answer:
+        """Send a global request with the next flush; answers come in their order (RFC 4254 §4).
+
+        Raises `ConnectionLost`.
+        """
+        if self.failure is not None:
+            raise ConnectionLost(str(self.failure))
+        answer = Answer()
+        self._awaited_answers.append(answer)
         self.protocol.connection.send_global_request(name, specific)
+        return answer
 
     async def global_request(self, name: str, specific: bytes) -> events.GlobalReplied:
         """Send a global request and wait for its answer. Raises `ConnectionLost`."""
-        replies: list[events.GlobalReplied] = []
-        answered = trio.Event()
-
-        def on_reply(reply: events.GlobalReplied) -> None:
-            replies.append(reply)
-            answered.set()
-
-        self._ask(name, specific, on_reply)
+        answer = self.ask(name, specific)
         self.flush()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._set_at_end, answered)
-            await answered.wait()
-            nursery.cancel_scope.cancel()
-        if not replies:
-            raise ConnectionLost(str(self.failure))
-        return replies[0]
+        return await answer.wait()
 
     async def answers(self, deadline_s: float) -> bool:
         """Ask the peer for a sign of life; say whether it came within ``deadline_s``."""
@@ -524,10 +462,6 @@ class Link:
                 return False
             return True
         return False
-
-    async def _set_at_end(self, event: trio.Event) -> None:
-        await self.ended.wait()
-        event.set()
 
     # -- channels ----------------------------------------------------------------------------------
 
@@ -567,12 +501,12 @@ class Link:
             raise
         return port
 
-    def confirm_channel(self, channel_id: int) -> ChannelPort:
-        """Grant the peer's open."""
+    def confirm_channel(self, channel_id: int, type_specific: bytes = b"") -> ChannelPort:
+        """Grant the peer's open; ``type_specific`` is what its type says besides."""
         channel = self.protocol.connection.channels.get(channel_id)
         if channel is None or self.failure is not None:
             raise ConnectionLost("the link is gone")
-        self.protocol.connection.confirm_channel(channel)
+        self.protocol.connection.confirm_channel(channel, type_specific)
         port = self._ports[channel_id] = ChannelPort(self, channel)
         port.confirmed()
         self.protocol.connection.probe_if_due(trio.current_time(), is_opening=True)
@@ -580,15 +514,31 @@ class Link:
         return port
 
     def refuse_channel(self, channel_id: int, reason_code: int, description: str) -> None:
-        """Refuse the peer's open."""
+        """Refuse the peer's open; one that was granted already is closed instead."""
         channel = self.protocol.connection.channels.get(channel_id)
-        if channel is not None and self.failure is None:
+        if channel is None or self.failure is not None:
+            return
+        if channel.send_state is SendState.OPENING:
             self.protocol.connection.refuse_channel(channel, reason_code, description)
             self.flush()
+        elif port := self._ports.get(channel_id):
+            self.release(port)
+            port.fail(ChannelClosed(description))
+
+    @property
+    def carries_forwards(self) -> bool:
+        """Whether a connection is forwarded over it now."""
+        return any(port.channel.channel_type in FORWARDS for port in self._ports.values())
+
+    async def wait_forwards(self) -> None:
+        """Wait until no connection is forwarded any more, or the link has ended."""
+        while self.carries_forwards:
+            await self._released.park()
 
     def release(self, port: ChannelPort) -> None:
         """The owner is done with a channel, whatever its state."""
         self._ports.pop(port.channel.channel_id, None)
+        self._released.unpark_all()
         port.pending.clear()
         connection = self.protocol.connection
         if self.failure is None and port.channel.channel_id in connection.channels:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.errors import ConnectionLost
-from gateway.ssh.messages import DirectTcpip
+from gateway.ssh.messages import DirectStreamlocal, DirectTcpip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.net.link import ChannelPort, Link
+    from gateway.net.link import Link
+    from gateway.net.port import ChannelPort
 
 
 class LinkSet:
@@ -38,8 +39,21 @@ class LinkSet:
 
         See `Link.ask_for_channel`. Raises `ConnectionLost`.
         """
+        request = DirectTcpip(host, port, *originator)
+        return self._link().ask_for_channel(request.channel_type, request.encode(), on_opened)
+
+    def open_direct_streamlocal(
+        self, path: str, on_opened: Callable[[ChannelPort], object]
+    ) -> ChannelPort:
+        """Let the far end connect to a unix socket of its own (OpenSSH PROTOCOL §2.4).
+
+        See `Link.ask_for_channel`. Raises `ConnectionLost`.
+        """
+        request = DirectStreamlocal(path, "", 0)
+        return self._link().ask_for_channel(request.channel_type, request.encode(), on_opened)
+
+    def _link(self) -> Link:
         for link in self._links:
             if not link.is_lost:
-                request = DirectTcpip(host, port, *originator)
-                return link.ask_for_channel("direct-tcpip", request.encode(), on_opened)
+                return link
         raise ConnectionLost("there is no link to the server now")

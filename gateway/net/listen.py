@@ -9,11 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from gateway.errors import NetworkSetupError
+from gateway.errors import NetworkSetupError, printable
 from gateway.net import poller
 
 if TYPE_CHECKING:
@@ -24,8 +28,13 @@ if TYPE_CHECKING:
 
 BACKLOG: Final = 512
 EXHAUSTED_PAUSE_S: Final = 0.1  # before accepting again when descriptors or memory ran out
+# Without IPv6 on this machine, and under torsocks, which has none.
+NO_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENOSYS)
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+SOCKET_MASK: Final = 0o177  # umask of a socket's file, as OpenSSH: for its user alone
 
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0
+_LISTENS: Final = "0A"  # TCP_LISTEN, <net/tcp_states.h>
 LOOPBACK: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 WILDCARD: Final = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104 - as asked
 
@@ -45,19 +54,24 @@ def addresses_to_bind(host: str | None) -> tuple[tuple[int, str], ...]:
     return tuple((int(entry[0]), str(entry[4][0])) for entry in found)
 
 
-def open_listeners(host: str | None, port: int) -> list[socket.socket]:
+def open_listeners(
+    host: str | None, port: int, only: int = socket.AF_UNSPEC
+) -> list[socket.socket]:
     """Bind and listen; with port 0 every family gets the same free port.
 
-    One family may be missing on this machine, but not both. Raises `NetworkSetupError`.
+    ``only`` is the family to use. One may be missing on this machine, but not both. Raises
+    `NetworkSetupError`.
     """
     listeners: list[socket.socket] = []
     failure: OSError | None = None
     for family, address in addresses_to_bind(host):
+        if only not in (socket.AF_UNSPEC, family):
+            continue
         wanted = port or (listeners[0].getsockname()[1] if listeners else 0)
         try:
             listeners.append(_listen(family, address, wanted))
         except OSError as error:
-            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) or (not port and listeners):
+            if error.errno in NO_FAMILY or (not port and listeners):
                 failure = failure or error
                 continue
             for listener in listeners:
@@ -82,6 +96,87 @@ def _listen(family: int, address: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+@dataclass(frozen=True, slots=True)
+class SocketFile:
+    """The file of a unix socket that listens, told apart from another one at its path."""
+
+    path: str
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove the file if it is still ours."""
+        try:
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                Path(self.path).unlink()
+        except OSError:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """What listens at one place: its sockets, at least one, and the file of a unix one."""
+
+    sockets: tuple[socket.socket, ...]
+    file: SocketFile | None
+
+    def close(self) -> None:
+        """Listen no more, from this moment on; harmless if that was done."""
+        if self.sockets[0].fileno() < 0:  # a file with our number may be another's by now
+            return
+        if self.file is not None:
+            self.file.remove()
+        for sock in self.sockets:
+            poller.close(sock)
+
+
+def open_unix_listener(path: str, mask: int = SOCKET_MASK) -> tuple[socket.socket, SocketFile]:
+    """Make a socket file with this umask, and listen. An existing file is left alone.
+
+    Raises `NetworkSetupError`.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setblocking(False)
+        before = os.umask(mask)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
+        found = os.lstat(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        what = f"cannot listen on {printable(path)}"
+        if error.errno == errno.EADDRINUSE:
+            raise NetworkSetupError(
+                f"{what}: there is such a file already: remove it, or choose another path"
+            ) from error
+        raise NetworkSetupError(f"{what}: {error.strerror or error}") from error
+    return sock, SocketFile(path, found.st_dev, found.st_ino)
+
+
+def remove_socket(path: str) -> None:
+    """Remove what an earlier program has left at a path, if it is a socket.
+
+    Raises `NetworkSetupError`.
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise NetworkSetupError(
+                f"cannot listen on {printable(path)}: the file there is no socket: "
+                "choose another path"
+            )
+        Path(path).unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise NetworkSetupError(
+            f"cannot remove the socket {printable(path)}: {error.strerror}"
+        ) from error
 
 
 def _setup_error(address: str, port: int, error: OSError) -> NetworkSetupError:
@@ -115,7 +210,7 @@ class _Acceptor:
             return False
         self._stopped = trio.Event()
         self._is_exhausted = False
-        poller.current().watch_listener(self._listener, self._ready)
+        poller.current().watch_level(self._listener, self._ready)
         try:
             await self._stopped.wait()
         finally:
@@ -149,13 +244,19 @@ async def serve(listener: socket.socket, welcome: Welcome) -> None:
         await trio.sleep(EXHAUSTED_PAUSE_S)
 
 
+def reset(sock: socket.socket) -> None:
+    """Close with RST, so that a client cannot take it for a normal end."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    poller.close(sock)
+
+
 def describe(sockaddr: object) -> str:
     """Return "address port n" for what getpeername returned."""
     if isinstance(sockaddr, tuple) and len(sockaddr) >= 2:
         return f"{sockaddr[0]} port {sockaddr[1]}"
-    return (
-        os.fsdecode(sockaddr) if isinstance(sockaddr, str | bytes) and sockaddr else "unix socket"
-    )
+    if isinstance(sockaddr, str | bytes) and sockaddr:
+        return printable(os.fsdecode(sockaddr))  # chosen by who connects
+    return "unix socket"
 
 
 def is_own_address(address: IPv4Address | IPv6Address) -> bool:
@@ -167,3 +268,18 @@ def is_own_address(address: IPv4Address | IPv6Address) -> bool:
         except OSError:
             return False
     return True
+
+
+def listening_ports() -> frozenset[int]:
+    """Return the ports on which anything of this machine listens now, TCP and UDP (proc(5))."""
+    ports = set()
+    for protocol in ("tcp", "tcp6", "udp", "udp6"):
+        try:
+            lines = Path(f"/proc/net/{protocol}").read_text("ascii").splitlines()[1:]
+        except OSError:  # a kernel without that family
+            continue
+        for line in lines:
+            _, local, _, state, *_ = line.split()
+            if state == _LISTENS or protocol.startswith("udp"):
+                ports.add(int(local.rpartition(":")[2], 16))
+    return frozenset(ports)

@@ -15,12 +15,13 @@ from gateway.ssh import hostkeys
 from gateway.ssh.agent import SessionBinding
 from gateway.ssh.algorithms import POST_QUANTUM_KEX
 from gateway.ssh.certificates import parse_key_or_certificate_untrusted
+from gateway.ssh.numbers import OpenFailure
 from gateway.ssh.protocol import Protocol as SSHProtocol
 from gateway.ssh.transport import Phase
 from gateway.ssh.userauth import ClientAuth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.net.carrier import Carrier
     from gateway.ssh.keys import PublicKey
@@ -86,7 +87,10 @@ class ClientLink:
             alive_count_max=alive_count_max,
         )
         self.offered_host_keys = b""
+        self.last_words = ""
+        """What the server said last, with which it explains a refusal that follows."""
         self.host_keys_offered = trio.Event()
+        self.on_channel_open: Callable[[events.ChannelOpenRequested], None] = self.refuse_channel
         self._to_login, self._from_link = trio.open_memory_channel[events.Event](MAXIMUM_EVENTS)
 
     async def run(self) -> None:
@@ -101,11 +105,14 @@ class ClientLink:
             case events.GlobalRequested(hostkeys.OFFER, _, offer):
                 self.offered_host_keys = offer
                 self.host_keys_offered.set()
+            case events.ChannelOpenRequested():
+                self.on_channel_open(event)
             case events.GlobalRequested(_, want_reply):
                 if want_reply:
                     self.link.protocol.connection.reply_global(success=False)
             case events.DebugReceived(message):
-                log.debug("%s says: %s", self.link.carrier.name, printable(message))
+                self.last_words = printable(message)
+                log.debug("%s says: %s", self.link.carrier.name, self.last_words)
             case events.PongReceived():
                 pass
             case events.VersionReceived(version):
@@ -113,12 +120,23 @@ class ClientLink:
             case events.KeysExchanged():
                 self._log_keys(event)
             case _:
-                try:
-                    self._to_login.send_nowait(event)
-                except trio.WouldBlock:
-                    self.link.close("the server says too much during the login")
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
+                self._tell_login(event)
+
+    def _tell_login(self, event: events.Event) -> None:
+        try:
+            self._to_login.send_nowait(event)
+        except trio.WouldBlock:
+            self.link.close("the server says too much during the login")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    def refuse_channel(self, event: events.ChannelOpenRequested) -> None:
+        """Refuse what the server opens, as ``on_channel_open`` does where nothing else is set."""
+        self.link.refuse_channel(
+            event.channel_id,
+            OpenFailure.ADMINISTRATIVELY_PROHIBITED,
+            "this side opens channels only itself",
+        )
 
     def _log_keys(self, event: events.KeysExchanged) -> None:
         level = logging.INFO if event.count == 1 else logging.DEBUG

@@ -6,11 +6,12 @@ A trip through trio's scheduler costs more than sealing a packet, and a link mak
 batch that it receives. So the sockets on the hot path are registered, once and edge-triggered, in
 an epoll instance of our own, and what happens on them is handled by functions that never wait.
 
-One system task runs the rounds. Idle, it waits in trio for the epoll instance itself, which is a
-descriptor like any other. After a round it expects the next one soon and waits in epoll directly,
-for a millisecond at most: under load, or while somebody types, trio is not asked at all. It gets
-its turn before every such wait if a handler has made a task runnable (an `Instrument` sees that),
-and every TURN_S in any case, for its timers, threads and signals.
+One system task runs the rounds and waits in epoll directly: a wake through trio costs more than all
+that a small packet needs. Trio's own instance is watched by ours, and at rest we wait no longer
+than for trio's next timer (`_Trio`). Trio gets its turn when either says so, before every wait if a
+handler has made a task runnable (an `Instrument` sees that), and every TURN_S under load. Where
+trio has other insides than we know, the clock is not the real one, or a test waits until all tasks
+are blocked, the task waits in trio for our instance instead, from then on.
 
 Edge-triggered means (epoll(7)): after an event, read until `BlockingIOError` or a short read. A
 short read is the end only if the event had not said that the peer hung up, for then the end of the
@@ -26,7 +27,7 @@ from __future__ import annotations
 import logging
 import select
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -49,6 +50,7 @@ _INPUT_ONLY: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _BOTH: Final = _INPUT_ONLY | select.EPOLLOUT
 
 LINGER_S: Final = 0.001  # the shortest wait that epoll can be asked for
+REST_S: Final = 1.0  # the longest, should trio want something that nobody told us of
 TURN_S: Final = 0.004  # how late a timer or a thread's result may come under load
 EVENTS_AT_ONCE: Final = 64
 
@@ -61,8 +63,10 @@ class Poller:
         self._handlers: dict[int, Handler] = {}
         self._fresh: set[int] = set()
         self._again: list[Callable[[], None]] = []
+        self._at_rest: list[Callable[[], None]] = []
         self._sleep: trio.CancelScope | None = None
         self._runnable = _Runnable()
+        self._trio = _Trio(self)
 
     def watch(self, sock: socket.socket | int, handler: Handler) -> None:
         """Call ``handler`` with epoll's events of a socket, from now on.
@@ -72,17 +76,17 @@ class Poller:
         """
         self._watch(sock if isinstance(sock, int) else sock.fileno(), handler, _BOTH)
 
-    def watch_input(self, sock: socket.socket, handler: Handler) -> None:
+    def watch_input(self, sock: socket.socket | int, handler: Handler) -> None:
         """As ``watch``, but that there is room to write is told only after ``await_room``."""
-        self._watch(sock.fileno(), handler, _INPUT_ONLY)
+        self._watch(sock if isinstance(sock, int) else sock.fileno(), handler, _INPUT_ONLY)
 
     def await_room(self, sock: socket.socket) -> None:
         """Tell the handler of a watched socket of room to write too, from now on."""
         self._epoll.modify(sock.fileno(), _BOTH)
 
-    def watch_listener(self, sock: socket.socket, handler: Handler) -> None:
-        """Call ``handler`` as long as clients wait, once a round."""
-        self._watch(sock.fileno(), handler, INPUT)
+    def watch_level(self, sock: socket.socket | int, handler: Handler) -> None:
+        """Call ``handler`` as long as there is input: of a listener, clients that wait."""
+        self._watch(sock if isinstance(sock, int) else sock.fileno(), handler, INPUT)
 
     def _watch(self, fd: int, handler: Handler, interest: int) -> None:
         try:
@@ -120,46 +124,105 @@ class Poller:
         if self._sleep is not None:
             self._sleep.cancel()
 
+    def at_rest(self, function: Callable[[], None]) -> None:
+        """Call a function once, when nothing has happened for LINGER_S."""
+        self._at_rest.append(function)
+
     async def run(self) -> None:
         """Make rounds until cancelled. A handler that raises is a defect of its own, logged."""
         trio.lowlevel.add_instrument(self._runnable)
         try:
+            for _ in range(2):  # who was to run before the instrument looked has run after these
+                await trio.lowlevel.checkpoint()
             while True:
+                await self._rounds()
                 if not self._again:
                     with trio.CancelScope() as self._sleep:
                         await trio.lowlevel.wait_readable(self._epoll.fileno())
                     self._sleep = None
-                await self._rounds()
         finally:
             trio.lowlevel.remove_instrument(self._runnable)
             self._epoll.close()
 
     async def _rounds(self) -> None:
-        """Handle events until none came for LINGER_S."""
-        runnable, handlers, fresh = self._runnable.tasks, self._handlers, self._fresh
+        """Handle events until trio is to wait for the next."""
+        runnable, of_trio = self._runnable.tasks, self._trio
         next_turn_s = time.monotonic() + TURN_S
         while True:
             busy = self._again or runnable
             ready = self._epoll.poll(0 if busy else LINGER_S, EVENTS_AT_ONCE)
             if not ready and not busy:
-                return
-            again, self._again = self._again, []
-            fresh.clear()
-            for fd, event in ready:
-                if (handler := handlers.get(fd)) is not None and fd not in fresh:
-                    try:
-                        handler(event)
-                    except Exception:
-                        log.exception("internal error in %r", handler)
-            for function in again:
-                try:
-                    function()
-                except Exception:
-                    log.exception("internal error in %r", function)
+                self._come_to_rest()
+                if of_trio.waits_itself():
+                    return
+                rest_s = 0 if self._again else of_trio.rest_s()
+                ready = self._epoll.poll(rest_s, EVENTS_AT_ONCE)
+                next_turn_s = time.monotonic() + (TURN_S if ready else 0)
+            self._handle(ready)
             now_s = time.monotonic()
-            if runnable or now_s >= next_turn_s:
+            if of_trio.is_due or runnable or now_s >= next_turn_s:
+                of_trio.is_due = False
                 await trio.lowlevel.checkpoint()
                 next_turn_s = now_s + TURN_S
+
+    def _come_to_rest(self) -> None:
+        at_rest, self._at_rest = self._at_rest, []
+        _call_each(at_rest)
+
+    def _handle(self, ready: list[tuple[int, int]]) -> None:
+        """Call who is concerned."""
+        handlers, fresh = self._handlers, self._fresh
+        again, self._again = self._again, []
+        fresh.clear()
+        for fd, event in ready:
+            if (handler := handlers.get(fd)) is not None and fd not in fresh:
+                try:
+                    handler(event)
+                except Exception:
+                    log.exception("internal error in %r", handler)
+        _call_each(again)
+
+
+def _call_each(functions: list[Callable[[], None]]) -> None:
+    """A defect of one is logged and hinders no other."""
+    for function in functions:
+        try:
+            function()
+        except Exception:
+            log.exception("internal error in %r", function)
+
+
+class _Trio:
+    """What of trio's insides tells when it is its turn, while nothing happens here."""
+
+    def __init__(self, poller: Poller) -> None:
+        self.is_due = False
+        self._poller = poller
+        self._fd = -1
+        self._runner: Any = None
+        try:
+            runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001 - see above
+            fd, _ = runner.io_manager._epoll.fileno(), runner.waiting_for_idle  # noqa: SLF001
+        except AttributeError:
+            return
+        if type(trio.lowlevel.current_clock()).__name__ == "SystemClock":
+            self._fd, self._runner = fd, runner
+            poller.watch_level(fd, self._ready)
+
+    def _ready(self, _event: int) -> None:
+        self.is_due = True
+
+    def waits_itself(self) -> bool:
+        """Whether trio has to wait, since we do not know what it waits for; then for good."""
+        if self._runner is not None and self._runner.waiting_for_idle:
+            self._runner = None
+            self._poller.forget(self._fd)  # neither instance may be in the other
+        return self._runner is None
+
+    def rest_s(self) -> float:
+        """For how long trio needs no turn, unless something happens there."""
+        next_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        return min(max(next_s, LINGER_S), REST_S)
 
 
 class _Runnable(trio.abc.Instrument):
@@ -192,16 +255,18 @@ def current() -> Poller:
 class Readiness:
     """A watched socket as a task sees it: try, and ``await wait()`` after a `BlockingIOError`.
 
-    To be closed before the socket; who waits then gets `trio.ClosedResourceError`.
+    With ``is_input`` only what is to be read is waited for. To be closed before the socket; who
+    waits then gets `trio.ClosedResourceError`.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._fd = sock.fileno()
+    def __init__(self, sock: socket.socket | int, *, is_input: bool = False) -> None:
+        self._fd = sock if isinstance(sock, int) else sock.fileno()
         self._has_event = False
         self._is_closed = False
         self._waiting = trio.lowlevel.ParkingLot()
         self._poller = current()
-        self._poller.watch(self._fd, self._happened)
+        watch = self._poller.watch_input if is_input else self._poller.watch
+        watch(self._fd, self._happened)
 
     def _happened(self, event: int) -> None:
         self._has_event = True

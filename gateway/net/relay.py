@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConnectionLost
 from gateway.net import poller
+from gateway.net.port import nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.net.link import ChannelPort
+    from gateway.net.port import ChannelPort
 
 GATHER_MAXIMUM: Final = 512  # views in one sendmsg; the kernel takes 1024, UIO_MAXIOV
 DRAIN_SIZE: Final = 256 * 1024  # bytes offered to a slow socket at once
@@ -85,7 +86,7 @@ class Relay:
         self._awaits_room = False
         self._is_broken = False  # the socket: nothing can be delivered, so the channel ends at once
         self._is_over = False
-        self._on_end: Callable[[], object] = _nothing
+        self._on_end: Callable[[], object] = nothing
 
     def start(
         self,
@@ -123,7 +124,7 @@ class Relay:
         self._is_over = self._upload_is_over = True
         self._gathered.clear()
         port = self._port
-        port.on_change = port.on_writable = _nothing
+        port.on_change = port.on_writable = nothing
         port.close()
         self._poller.close(self._sock)
         self._on_end()
@@ -156,7 +157,7 @@ class Relay:
         """Something that was missing is there: input or credit. Nobody overtakes those who wait."""
         if self._waits_for_turn:
             return
-        if self._is_bulk and self._link.turns.has_bulk:
+        if self._is_bulk and self._link.turns.bulk_count:
             self._wait_for_turn()
         else:
             self._send_batches()
@@ -175,7 +176,7 @@ class Relay:
             if not rooms:
                 return
             self._send_batch(rooms)
-            if self._is_bulk and link.turns.has_bulk:
+            if self._is_bulk and link.turns.bulk_count:
                 self._wait_for_turn()
                 return  # whoever gives the turns flushes once for all
             link.flush()
@@ -324,7 +325,3 @@ class Relay:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         except OSError:
             return
-
-
-def _nothing() -> None:
-    pass

@@ -1,51 +1,88 @@
-"""A session channel that runs a command (RFC 4254 §6): its input, output, errors and exit status.
+"""A session channel (RFC 4254 §6): what is asked of it, its output, errors and exit status.
 
-The program's own descriptors may be files, pipes or terminals shared with a shell, so they are not
-made non-blocking: threads read and write them, a chunk at a time.
+`SessionPlan` says what to ask for, `Session` is the channel. Who wants its output takes it:
+`capture` keeps it, `gateway.net.stdio` carries it to this program's own.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from gateway.errors import ChannelClosed, ConnectionLost, RemoteProtocolError, printable
-from gateway.ssh import wire
+from gateway.errors import ChannelClosed, ConnectionLost, printable
+from gateway.ssh import messages, wire
+from gateway.ssh.channel import discard
 
 if TYPE_CHECKING:
     from gateway import events
-    from gateway.net.link import ChannelPort, Link
+    from gateway.net.link import Link
+    from gateway.net.port import ChannelPort
+    from gateway.net.pty import LocalTerminal, WindowSize
 
-CHUNK_SIZE: Final = 64 * 1024
+CHANNEL_TYPE: Final = "session"
+MAXIMUM_CAPTURED: Final = 1024 * 1024  # bytes of output that are kept
 NO_STATUS: Final = 255  # as ssh(1), when the server reports none
+BREAK_MS: Final = 1000  # as OpenSSH
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPlan:
+    """What to ask the server for: a command, a subsystem's name, or with None a shell.
+
+    ``terminal`` is the name in TERM of what a terminal there is to be, or None for no terminal;
+    ``needs_terminal`` if it is worth nothing without. ``environment`` is sent before (§6.4).
+    """
+
+    command: str | None = None
+    is_subsystem: bool = False
+    terminal: str | None = None
+    needs_terminal: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 class Session:
-    """One command, or the login shell without a terminal."""
+    """One command, subsystem or shell."""
 
     def __init__(self, port: ChannelPort) -> None:
-        self._port = port
-        self._errors = bytearray()
-        self._changed = trio.lowlevel.ParkingLot()
-        self._replied = trio.Event()
-        self._accepted = False
-        self._status: int | None = None
+        self.port = port
+        self.output = port.pending
+        self.errors = bytearray()
+        self.has_terminal = False
+        self.takes_input = True  # until the server says that nobody reads it
         self.signal = ""
+        self._changed = trio.lowlevel.ParkingLot()
+        self._replies: deque[bool] = deque()
+        self._status: int | None = None
         port.on_change = self._changed.unpark_all
         port.on_request = self._on_request
         port.on_reply = self._on_reply
         port.channel.extended_sink = self._keep_errors
 
+    @property
+    def status(self) -> int:
+        """The exit status, or what ssh(1) makes of none."""
+        return NO_STATUS if self._status is None else self._status
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more output can come."""
+        return self.port.close_received or self.port.failure is not None
+
+    async def changed(self) -> None:
+        """Wait until anything happens: output, a reply, a request, an end."""
+        await self._changed.park()
+
     def _keep_errors(self, _data_type_code: int, data: memoryview) -> int:
-        self._errors += data
+        self.errors += data
         self._changed.unpark_all()
         return 0
 
     def _on_reply(self, success: bool) -> None:  # noqa: FBT001 - a callback's only argument
-        self._accepted = success
-        self._replied.set()
+        self._replies.append(success)
+        self._changed.unpark_all()
 
     def _on_request(self, request: events.ChannelRequested) -> bool:
         reader = wire.Reader(request.type_specific)
@@ -53,101 +90,144 @@ class Session:
             case "exit-status":
                 self._status = reader.uint32() & 0xFF
             case "exit-signal":
-                self.signal = printable(reader.text(), 32)
+                self.signal = printable(reader.string(), 32)
                 self._status = NO_STATUS
+            case messages.EOW:
+                self.takes_input = False
+                self._changed.unpark_all()
             case _:
                 return False
         return True
 
-    async def start(self, command: str | None) -> None:
-        """Start the command, or the user's shell. Raises `ChannelClosed` if the server refuses."""
-        if command is None:
-            self._port.channel.send_request("shell")
-        else:
-            self._port.channel.send_request("exec", wire.text(command))
-        self._port.link.flush()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_start)
-            await self._replied.wait()
-            nursery.cancel_scope.cancel()
-        if self._port.failure is not None:
-            raise self._port.failure
-        if not self._accepted:
-            raise ChannelClosed("the server refused to run the command")
+    # -- what is asked for -------------------------------------------------------------------------
 
-    async def _watch_start(self) -> None:
-        while self._port.failure is None and not self._port.close_received:
-            await self._changed.park()
-        self._replied.set()
+    async def start(self, plan: SessionPlan, terminal: LocalTerminal | None = None) -> None:
+        """Start what is planned; ``terminal`` is ours, where there is to be one.
 
-    async def run(self, stdin: int | None, stdout: int, stderr: int) -> int:
-        """Carry input and output until the server closes; return the exit status.
-
-        The arguments are descriptors; without ``stdin`` the command sees the end of its input.
-        Raises `ConnectionLost`.
+        Raises `ChannelClosed` if the server refuses.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_input, stdin)
-            await self._write_output(stdout, stderr)
-            nursery.cancel_scope.cancel()
-        self._port.close()
-        if isinstance(self._port.failure, ConnectionLost):
-            raise self._port.failure
-        return NO_STATUS if self._status is None else self._status
+        channel = self.port.channel
+        if plan.terminal is not None and terminal is not None:
+            channel.send_request("pty-req", terminal.request(plan.terminal))
+        for name, value in plan.environment:
+            channel.send_notice("env", wire.text(name) + wire.text(value))
+        if plan.command is None:
+            channel.send_request("shell")
+        else:
+            kind = "subsystem" if plan.is_subsystem else "exec"
+            channel.send_request(kind, wire.text(plan.command))
+        self.port.link.flush()
+        if plan.terminal is not None and terminal is not None:
+            self.has_terminal = await self._reply()
+            if not self.has_terminal and plan.needs_terminal:
+                raise ChannelClosed("the server gives no terminal: leave out -t, or use -T")
+        if not await self._reply():
+            what = "run the command" if plan.command is not None else "start a shell"
+            if plan.is_subsystem:
+                what = f"start the subsystem {printable(plan.command or '', 64)}"
+            raise ChannelClosed(f"the server refused to {what}")
 
-    async def _send_input(self, stdin: int | None) -> None:
-        port = self._port
-        try:
-            while stdin is not None:
-                data = await trio.to_thread.run_sync(
-                    os.read, stdin, CHUNK_SIZE, abandon_on_cancel=True
-                )
-                if not data:
-                    break
-                view = memoryview(data)
-                while view:
-                    await port.wait_room()
-                    view = view[port.channel.send(view) :]
-                    port.link.flush()
-            port.send_eof()
-        except (ChannelClosed, ConnectionLost, RemoteProtocolError, OSError):
-            return  # the output side reports how it ended
+    async def _reply(self) -> bool:
+        """Return the next reply to a request; they come in the order of the requests."""
+        while not self._replies:
+            if self.port.failure is not None:
+                raise self.port.failure
+            if self.port.close_received:
+                return False
+            await self.changed()
+        return self._replies.popleft()
 
-    async def _write_output(self, stdout: int, stderr: int) -> None:
-        port = self._port
+    async def send(self, data: bytes) -> None:
+        """Send input. Raises `ChannelClosed` or `ConnectionLost`."""
+        view = memoryview(data)
+        while view:
+            await self.port.wait_room()
+            view = view[self.port.channel.send(view) :]
+            self.port.link.flush()
+
+    def send_size(self, size: WindowSize) -> None:
+        """Say that the terminal's size has changed (§6.7)."""
+        self._notice("window-change", size.encode())
+
+    def send_break(self) -> None:
+        """Send a BREAK (RFC 4335)."""
+        self._notice("break", wire.uint32(BREAK_MS))
+
+    def _notice(self, request_type: str, type_specific: bytes = b"") -> None:
+        if not self.is_over:
+            self.port.channel.send_notice(request_type, type_specific)
+            self.port.link.flush()
+
+    def refuse_output(self) -> None:
+        """Nobody reads the output: have it ended at its source, as by SIGPIPE.
+
+        OpenSSH does so and goes on to its status; with others the session is closed.
+        """
+        port = self.port
+        port.channel.sink = discard
+        port.consumed(len(port.pending))
+        port.pending.clear()
+        if b"OpenSSH" in port.link.protocol.transport.peer_version:
+            self._notice(messages.EOW)
+        else:
+            port.close()
+            port.fail(ChannelClosed("the output cannot be written"))
+
+    def close(self) -> None:
+        """End the session."""
+        self.port.close()
+
+    # -- whole commands ----------------------------------------------------------------------------
+
+    async def wait_for_output(self, text: bytes) -> bool:
+        """Wait until the command has written ``text``; False if it ended without."""
+        while text not in self.output:
+            if self.is_over or self.port.eof_received:
+                return False
+            await self.changed()
+        return True
+
+    async def capture(self) -> Captured:
+        """Keep the output until the server closes. Raises `ConnectionLost` or `ChannelClosed`."""
+        port = self.port
+        port.send_eof()
+        output, errors = bytearray(), bytearray()
         while True:
-            if port.pending:
-                await self._write(stdout, port.pending)
-            elif self._errors:
-                await self._write(stderr, self._errors)
-            elif port.close_received or port.failure is not None:
-                return
+            if self.output or self.errors:
+                port.consumed(len(self.output) + len(self.errors))
+                output += self.output
+                errors += self.errors
+                self.output.clear()
+                self.errors.clear()
+                if len(output) + len(errors) > MAXIMUM_CAPTURED:
+                    raise ChannelClosed("the command says too much")
+            elif self.is_over:
+                break
             else:
-                await self._changed.park()
-
-    async def _write(self, descriptor: int, waiting: bytearray) -> None:
-        data = bytes(waiting[:CHUNK_SIZE])
-        del waiting[: len(data)]
-        try:
-            await trio.to_thread.run_sync(_write_all, descriptor, data)
-        except OSError:  # nobody reads our output any more: as a command that gets SIGPIPE
-            self._port.close()
-            self._port.fail(ChannelClosed("the output cannot be written"))
-            return
-        self._port.consumed(len(data))
+                await self.changed()
+        if isinstance(port.failure, ConnectionLost):
+            raise port.failure
+        return Captured(
+            self.status, output.decode("utf-8", "replace"), errors.decode("utf-8", "replace")
+        )
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+class Captured(NamedTuple):
+    """What a command said and how it ended."""
+
+    status: int
+    output: str
+    errors: str
 
 
-async def run_command(link: Link, command: str | None, stdin: int | None) -> int:
-    """Run a command over a link with this program's standard output and error.
+async def capture(link: Link, command: str) -> Captured:
+    """Run a command without input and return what it wrote, MAXIMUM_CAPTURED bytes at most.
 
     Raises `ChannelOpenError`, `ChannelClosed` or `ConnectionLost`.
     """
-    session = Session(await link.open_channel("session", b""))
-    await session.start(command)
-    return await session.run(stdin, 1, 2)
+    session = Session(await link.open_channel(CHANNEL_TYPE, b""))
+    try:
+        await session.start(SessionPlan(command))
+        return await session.capture()
+    finally:
+        session.close()

@@ -17,7 +17,7 @@ from gateway.errors import ChannelClosed, ConnectionLost, LocalProtocolError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.net.link import ChannelPort
+    from gateway.net.port import ChannelPort
 
 DEFAULT_RECEIVE_SIZE: Final = 64 * 1024
 

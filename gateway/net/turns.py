@@ -40,17 +40,20 @@ class Turns:
         await self._tasks.park()
 
     @property
-    def has_bulk(self) -> bool:
-        """Whether anybody waits for a turn as bulk."""
-        return bool(self._bulk)
+    def bulk_count(self) -> int:
+        """How many wait for a turn as bulk."""
+        return len(self._bulk)
 
     def give(self, outbound: Outbound, connection: Connection) -> None:
-        """Give each who waits one turn, as far as there is room. They do not flush."""
+        """Give each who waits one turn, as far as there is room. They do not flush.
+
+        One of them may lose the link, and then nobody waits any more.
+        """
         for _ in range(len(self._small)):
-            if outbound.accepts_data:
+            if self._small and outbound.accepts_data:
                 self._small.popleft()()
         for _ in range(len(self._bulk)):
-            if outbound.accepts_data and connection.may_send_bulk:
+            if self._bulk and outbound.accepts_data and connection.may_send_bulk:
                 self._bulk.popleft()()
         if self._tasks and outbound.accepts_data and connection.may_send_bulk:
             self._tasks.unpark_all()

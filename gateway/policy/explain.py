@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _HOST_PORT: Final = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*)):([0-9]{1,5})", re.ASCII)
 _FORMS: Final = (
-    "write open HOST:PORT, listen ADDRESS:PORT, tun tun, tun tap, or unix /run/x.sock, "
-    "and an IPv6 address in brackets"
+    "write open HOST:PORT, listen ADDRESS:PORT, tun tun, tun tap, tun ADDRESS, or "
+    "unix /run/x.sock, and an IPv6 address in brackets"
 )
 _WHERE: Final = "explain"
 
@@ -125,7 +125,7 @@ def _why(rule: Rule, finding: Finding, target: Target | None) -> str:
 def _requests(policy: Policy, text: str, addresses: Sequence[Address]) -> list[Request]:
     action, rest = _split(text)
     if action is Action.TUN:
-        return [TunRequest.make(rest)]
+        return [_tun_request(policy, rest)]
     if action is Action.UNIX:
         return [UnixRequest.make(rest)]
     host, port = _host_and_port(rest)
@@ -141,6 +141,14 @@ def _requests(policy: Policy, text: str, addresses: Sequence[Address]) -> list[R
                 remedy="name a host that this machine can resolve, or an address",
             ) from None
     return [policy.open_request(host, port, address) for address in addresses]
+
+
+def _tun_request(policy: Policy, text: str) -> Request:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return TunRequest.make(text)
+    return policy.tun_packet_request(address)
 
 
 def _split(text: str) -> tuple[Action, str]:

@@ -24,7 +24,10 @@ PENALTY_MINIMUM_S: Final = 15.0  # less than this together is not enforced
 PENALTY_MAXIMUM_S: Final = 600.0
 MAXIMUM_SOURCES: Final = 65_536
 
-MAXIMUM_IDLE_USERS: Final = 4096  # without a link, remembered for their bucket only: our choice
+# ---- our own choices -----------------------------------------------------------------------------
+MAXIMUM_IDLE_USERS: Final = 4096  # without a link, remembered for their bucket only
+SCAN_TARGETS: Final = 50  # different ones that came to nothing in a period: somebody looks around
+SCAN_PERIOD_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +184,20 @@ class Penalties:
 
 
 class _User:
-    """What one user has; ``tokens`` are the channels that may be opened at once."""
+    """What one user has; ``tokens`` are the channels that may be opened at once.
 
-    __slots__ = ("channels", "links", "seen_s", "tokens")
+    ``missed`` are targets that came to nothing since ``missed_since_s``, at most `SCAN_TARGETS`.
+    """
+
+    __slots__ = ("channels", "links", "missed", "missed_since_s", "seen_s", "tokens")
 
     def __init__(self, tokens: float, now_s: float) -> None:
         self.links = 0
         self.channels = 0
         self.tokens = tokens
         self.seen_s = now_s
+        self.missed: set[str] = set()
+        self.missed_since_s = now_s
 
 
 class UserCounters:
@@ -238,6 +246,17 @@ class UserCounters:
     def close_channel(self, user_name: str) -> None:
         """A channel that was counted is over."""
         self._users[user_name].channels -= 1
+
+    def miss(self, user_name: str, target: str, now_s: float) -> bool:
+        """Count a target that came to nothing; say, once a period, whether it is a scan."""
+        user = self._users[user_name]
+        if now_s - user.missed_since_s >= SCAN_PERIOD_S:
+            user.missed.clear()
+            user.missed_since_s = now_s
+        if len(user.missed) >= SCAN_TARGETS:
+            return False
+        user.missed.add(target)
+        return len(user.missed) == SCAN_TARGETS
 
     def counts(self, user_name: str) -> tuple[int, int]:
         """Return how many links and channels a user has now."""

@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConfigError, printable
-from gateway.policy.addresses import unmapped
+from gateway.policy.addresses import lies_within, unmapped
 from gateway.policy.targets import (
     LOCALHOST,
+    POINT_TO_POINT,
     Action,
     Finding,
     HostPorts,
+    Inner,
     ListenRequest,
     OpenRequest,
     Plain,
     Request,
     Target,
+    TunPacketRequest,
     TunRequest,
     UnixRequest,
     parse_target,
@@ -35,7 +39,7 @@ from gateway.policy.targets import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gateway.policy.addresses import Address
+    from gateway.policy.addresses import Address, Network
 
 __all__ = [
     "CHANNEL_ACTIONS",
@@ -62,6 +66,12 @@ REQUEST_ACTIONS: Final = {
     "streamlocal-forward@openssh.com": Action.UNIX,
 }
 
+_TARGETS: Final = {
+    Action.OPEN: HostPorts,
+    Action.LISTEN: HostPorts,
+    Action.TUN: Inner | Plain,
+    Action.UNIX: Plain,
+}
 BUILT_IN: Final = "built-in:"  # the id of what is decided without a rule of the administrator
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}", re.ASCII)
 
@@ -111,14 +121,13 @@ class Rule:
             raise ConfigError(
                 "it names no target", where=where, remedy="fill in to, with * for all"
             )
-        wanted = HostPorts if self.action in (Action.OPEN, Action.LISTEN) else Plain
         for target in self.to:
-            if not isinstance(target, wanted):
+            if not isinstance(target, _TARGETS[self.action]):
                 raise ConfigError(
                     f"{printable(target.text, 80)} is no target of {self.action.value}",
                     where=where,
-                    remedy="write HOST:PORTS for open and listen, tun or tap for tun, a path "
-                    "for unix",
+                    remedy="write HOST:PORTS for open and listen, tun, tap or a network for tun, "
+                    "a path for unix",
                 )
             if self.action is Action.LISTEN and not _can_be_bound(target):
                 raise ConfigError(
@@ -197,8 +206,45 @@ class Policy:
         return self.decide(subject, ListenRequest.make(bind_host, port))
 
     def decide_tun(self, subject: Subject, kind: str) -> Verdict:
-        """Decide about a device: "tun" (point-to-point, layer 3) or "tap" (ethernet, layer 2)."""
+        """Decide about a device: "tun" (point-to-point, layer 3) or "tap" (ethernet, layer 2).
+
+        Where packets of a layer-3 device may go, `decide_tun_packet` says for each address.
+        """
         return self.decide(subject, TunRequest.make(kind))
+
+    def decide_tun_packet(self, subject: Subject, address: Address) -> Verdict:
+        """Decide about a destination inside a layer-3 device that `decide_tun` allowed.
+
+        It asks the kernel whether the address is the box's own: remember the verdict for what
+        follows to the same address, until the rules change.
+        """
+        return self.decide(subject, self.tun_packet_request(address))
+
+    def allowed_networks(self, subject: Subject) -> tuple[Network, ...]:
+        """Return the networks that rules allow through a layer-3 device: routes for a client.
+
+        None of them is part of another, or denied as a whole. "tun" and "*" name no network.
+        """
+        if not self.decide_tun(subject, POINT_TO_POINT).allowed:
+            return ()
+        denied = self._networks(subject, allow=False)
+        wanted = [
+            network
+            for network in self._networks(subject, allow=True)
+            if not any(lies_within(network, other) for other in denied)
+        ]
+        four = [network for network in wanted if isinstance(network, IPv4Network)]
+        six = [network for network in wanted if isinstance(network, IPv6Network)]
+        return (*collapse_addresses(four), *collapse_addresses(six))
+
+    def _networks(self, subject: Subject, *, allow: bool) -> list[Network]:
+        return [
+            target.network
+            for rule in self.rules
+            if rule.allow is allow and rule.action is Action.TUN and rule.is_for(subject)
+            for target in rule.to
+            if isinstance(target, Inner)
+        ]
 
     def decide_unix(self, subject: Subject, path: str) -> Verdict:
         """Decide about a unix socket, to connect to or to listen on."""
@@ -211,8 +257,14 @@ class Policy:
 
     def open_request(self, host: str, port: int, address: Address) -> OpenRequest:
         """Return the request for a connection, with what is special about its address."""
-        own = "the jump box itself" if self.is_own(unmapped(address)) else ""
-        return OpenRequest.make(host, port, address, own)
+        return OpenRequest.make(host, port, address, self._said_of_own(address))
+
+    def tun_packet_request(self, address: Address) -> TunPacketRequest:
+        """Return the request to reach an address, with what is special about it."""
+        return TunPacketRequest.make(address, self._said_of_own(address))
+
+    def _said_of_own(self, address: Address) -> str:
+        return "the jump box itself" if self.is_own(unmapped(address)) else ""
 
     def look_at(
         self, subject: Subject, request: Request

@@ -27,7 +27,8 @@ from gateway.policy.addresses import (
 ANY: Final = "*"
 MAIL_PORTS: Final = frozenset({25, 465, 587})
 LOCALHOST: Final = "localhost"
-TUN_KINDS: Final = ("tun", "tap")  # point-to-point and ethernet, ssh_config(5) Tunnel
+POINT_TO_POINT: Final = "tun"  # layer 3; ssh_config(5), Tunnel
+TUN_KINDS: Final = (POINT_TO_POINT, "tap")  # "tap" is ethernet, layer 2
 
 MAXIMUM_PORT: Final = 65535
 MAXIMUM_NAME_LENGTH: Final = 253  # RFC 1035 §2.3.4
@@ -109,16 +110,35 @@ class HostPorts:
         """Say whether this can only mean that host, or only what is special in the same way."""
         if self.network is None:
             return self._is_exact and name == self.name
-        if not self.covers_address(address):
-            return False
-        special = special_range(address)
-        return self.network.prefixlen == self.network.max_prefixlen or (
-            special is not None and lies_within(self.network, special[0])
-        )
+        return self.covers_address(address) and _names(self.network, address)
 
     @property
     def _is_exact(self) -> bool:
         return self.network is None and not self.name.startswith(ANY)
+
+
+def _names(network: Network, address: Address) -> bool:
+    """Say whether a network with that address is no more than it, or all of it as special."""
+    special = special_range(address)
+    return network.prefixlen == network.max_prefixlen or (
+        special is not None and lies_within(network, special[0])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """Where packets of a layer-3 device may go: a network."""
+
+    text: str
+    network: Network
+
+    def covers(self, address: Address) -> bool:
+        """Say whether an address is in it."""
+        return address in self.network
+
+    def names(self, address: Address) -> bool:
+        """Say whether this can only mean that address, or only what is special in the same way."""
+        return self.covers(address) and _names(self.network, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +154,7 @@ class Plain:
         return self.text in (ANY, text)
 
 
-Target = HostPorts | Plain
+Target = HostPorts | Inner | Plain
 
 _HOST_PORTS: Final = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*)):([^:]*)")
 _PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
@@ -145,20 +165,20 @@ _HOST_FORMS: Final = (
     "write a name, *.name, *, an address or a network such as 10.0.0.0/8, "
     "and IPv6 in brackets as in [2001:db8::1]:443"
 )
+_NETWORK_FORMS: Final = "write one such as 10.0.0.0/8 or fd20::/64"
+_TUN_FORMS: Final = "write tun, tap, *, or a network such as 10.20.0.0/16"
 
 
 def parse_target(text: str, action: Action = Action.OPEN, *, where: str = "") -> Target:
     """Read one entry of a rule's ``to``; ``where`` is its file and key, for the error.
 
-    "host:ports" to open and to listen, a kind of device for tun, a path for unix. `ConfigError`
-    says what is wrong, and what to write instead.
+    "host:ports" to open and to listen, a kind of device or a network for tun, a path for unix.
+    `ConfigError` says what is wrong, and what to write instead.
     """
     if not text.isprintable():
         raise _error(f"{_shown(text)} has a character that cannot be seen", "remove it", where)
     if action is Action.TUN:
-        if text not in (ANY, *TUN_KINDS):
-            raise _error(f"{_shown(text)} is no kind of device", "write tun, tap or *", where)
-        return Plain(text)
+        return _parse_tun(text, where)
     if action is Action.UNIX:
         path = f"{text[:-1]}x" if text.endswith("/*") else text
         if text != ANY and ("*" in path or path_problem(path)):
@@ -169,6 +189,17 @@ def parse_target(text: str, action: Action = Action.OPEN, *, where: str = "") ->
             )
         return Plain(text)
     return _parse_host_ports(text, where)
+
+
+def _parse_tun(text: str, where: str) -> Target:
+    if text in (ANY, *TUN_KINDS):
+        return Plain(text)
+    if "/" in text:
+        return Inner(text, unmapped_network(parse_network(text, where)))
+    exact = host_ports(text, None)
+    if exact.network is None or exact.zone:
+        raise _error(f"{_shown(text)} is no kind of device, and no network", _TUN_FORMS, where)
+    return Inner(text, exact.network)
 
 
 def host_ports(host: str, port: int | None, text: str = "") -> HostPorts:
@@ -198,7 +229,7 @@ def _parse_host_ports(text: str, where: str) -> HostPorts:
     first, last = _parse_ports(port_text, where)
     host = bracketed if plain is None else plain
     if "/" in host:
-        network = unmapped_network(_parse_network(host, where))
+        network = unmapped_network(parse_network(host, where))
         return HostPorts(text, "", network, "", first, last)
     if host == ANY and bracketed is None:
         return HostPorts(text, ANY, None, "", first, last)
@@ -227,7 +258,8 @@ def _parse_ports(text: str, where: str) -> tuple[int, int]:
     )
 
 
-def _parse_network(text: str, where: str) -> Network:
+def parse_network(text: str, where: str = "") -> Network:
+    """Read a network such as 10.0.0.0/8; `ConfigError` says what is wrong, bits of a host too."""
     address, _, length = text.partition("/")
     if re.fullmatch("[0-9]{1,3}", length, re.ASCII) and "%" not in address:
         try:
@@ -239,7 +271,7 @@ def _parse_network(text: str, where: str) -> Network:
                 return network
             raise _error(f"{_shown(text)} is an address inside {network}",
                          f"write {network}, or the address alone", where)  # fmt: skip
-    raise _error(f"{_shown(text)} is not a network", _HOST_FORMS, where)
+    raise _error(f"{_shown(text)} is not a network", _NETWORK_FORMS, where)
 
 
 def _shown(text: str) -> str:
@@ -415,6 +447,55 @@ class TunRequest(_PlainRequest):
     def shown(self) -> str:
         """As "use a tun device"."""
         return f"use a {printable(self.text, 40)} device"
+
+    def look_at(self, target: Target, *, allow: bool) -> Finding:
+        """Compare kinds; who may reach a network needs a layer-3 device for it.
+
+        A network that is denied takes away what may be reached, and no device.
+        """
+        if isinstance(target, Inner):
+            is_for = allow and self.text == POINT_TO_POINT
+            return Finding.APPLIES if is_for else Finding.OTHER_TARGETS
+        return _PlainRequest.look_at(self, target, allow=allow)
+
+
+@dataclass(frozen=True, slots=True)
+class TunPacketRequest(Request):
+    """A packet through a layer-3 device to ``address``."""
+
+    action: ClassVar[Action] = Action.TUN
+    address: Address
+    special: str
+
+    @classmethod
+    def make(cls, address: Address, own: str = "") -> TunPacketRequest:
+        """Make one of a destination; ``own`` is said of an address of the box."""
+        address = unmapped(address)
+        special = special_range(address)
+        return cls("", address, own if special is None else special[1])
+
+    @property
+    def shown(self) -> str:
+        """As "reach 10.20.0.5 through a tun device"."""
+        return f"reach {printable(str(self.address), 80)} through a tun device"
+
+    @property
+    def must_be_named(self) -> tuple[str, str]:
+        """An address that is special."""
+        if self.special:
+            return "special-address", f"{self.address} is {self.special}; a rule must name it"
+        return "", ""
+
+    def look_at(self, target: Target, *, allow: bool) -> Finding:
+        """Compare the address; what is for the device is for all that needs no name."""
+        if isinstance(target, Inner):
+            covered, named = target.covers(self.address), target.names(self.address)
+        else:
+            covered = isinstance(target, Plain) and target.covers(POINT_TO_POINT)
+            named = False
+        if not covered:
+            return Finding.OTHER_TARGETS
+        return Finding.NOT_NAMED if allow and self.special and not named else Finding.APPLIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ from gateway.socks.server import NotSocksError, SocksError, SocksServer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from gateway.net.link import ChannelPort
     from gateway.net.links import LinkSet
+    from gateway.net.port import ChannelPort
     from gateway.socks.server import Request
 
 log = logging.getLogger(__name__)
@@ -58,18 +58,19 @@ class SocksProxy:
         self._clients: set[_Client] = set()
         self._deadlines: dict[_Client, float] = {}  # the next one first: all have PATIENCE_S
 
-    async def run(self, listeners: Iterable[socket.socket]) -> None:
+    async def run(self, listeners: Iterable[socket.socket] = ()) -> None:
         """Serve until cancelled, then close all clients."""
         try:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
-                    nursery.start_soon(serve, listener, self._welcome)
+                    nursery.start_soon(serve, listener, self.welcome)
                 await self._enforce_deadlines()
         finally:
             for client in list(self._clients):
                 client.close()
 
-    def _welcome(self, sock: socket.socket, address: object) -> None:
+    def welcome(self, sock: socket.socket, address: object) -> None:
+        """Take a client, whose socket is non-blocking."""
         client = _Client(self, sock, address)
         self._clients.add(client)
         self.expect(client)

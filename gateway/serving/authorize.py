@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.policy.key_limits import KeyLimits, limits_of
 from gateway.policy.rules import Action, Policy, Subject, Verdict, deny_wins
-from gateway.ssh.certificates import Certificate, CertificateError
+from gateway.ssh.certificates import CertificateError
 
 if TYPE_CHECKING:
-    from gateway.policy.addresses import Address
+    from gateway.policy.addresses import Address, Network
     from gateway.policy.rules import Rule
-    from gateway.ssh.authorized_keys import AuthorizedKey, AuthorizedKeys
-    from gateway.ssh.certificates import UserCertificateOptions
+    from gateway.ssh.authorized_keys import AuthorizedKey
+    from gateway.ssh.certificates import Certificate, UserCertificateOptions
     from gateway.ssh.keys import PublicKey
 
 
@@ -40,6 +40,15 @@ class Decides(Protocol):
 
     def decide_unix(self, subject: Subject, path: str) -> Verdict:
         """May this socket be connected to?"""
+
+    def decide_tun(self, subject: Subject, kind: str) -> Verdict:
+        """May a device of this kind be opened, "tun" or "tap"?"""
+
+    def decide_tun_packet(self, subject: Subject, address: Address) -> Verdict:
+        """May packets of a "tun" go to this address?"""
+
+    def allowed_networks(self, subject: Subject) -> tuple[Network, ...]:
+        """Which networks are worth a route through a "tun"?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +73,6 @@ class People(Protocol):
 
         ``now_s`` is seconds since 1970. `CertificateError` says why a certificate is not good.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class AnyName:
-    """People of one list of keys: any user name is taken, the key decides."""
-
-    keys: AuthorizedKeys
-
-    def admit(self, user_name: str, key: PublicKey, address: str, now_s: float) -> Grant | None:
-        """See `People`. What line and certificate forbid is forbidden, each by itself."""
-        if isinstance(key, Certificate):
-            line, options = self.keys.find_authority(key, user_name, address, now_s)
-            return certificate_grant(key, line, options, address)
-        found = self.keys.find(key, address, now_s)
-        return None if found is None else key_grant(found)
 
 
 def key_grant(line: AuthorizedKey) -> Grant:
@@ -153,3 +147,20 @@ def authorize(
             policy.decide_unix(subject, host), *(key.decide_unix(host) for key in limits)
         )
     return Policy.decide_other(action.value)
+
+
+def authorize_device(
+    policy: Decides, login: Login, kind: str, unit: int | None
+) -> tuple[Verdict, int | None]:
+    """Decide about a device of a kind, and say which number it gets; None is any.
+
+    A key that may use one device only gets that one when it asks for any.
+    """
+    limits = [grant.limits for grant in login.grants]
+    for key in limits:
+        if unit is None:
+            unit = key.tun_unit
+    verdict = deny_wins(
+        policy.decide_tun(login.subject, kind), *(key.decide_tun(kind, unit) for key in limits)
+    )
+    return verdict, unit

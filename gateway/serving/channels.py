@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from gateway import events
 from gateway.errors import ConnectionLost, GatewayError
 from gateway.net.relay import Relay
+from gateway.policy.limits import SCAN_TARGETS
 from gateway.ssh.numbers import OpenFailure
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from gateway.net.link import ChannelPort, Link
+    from gateway.net.link import Link
+    from gateway.net.port import ChannelPort
     from gateway.serving.authorize import Login
     from gateway.serving.shared import Shared
 
@@ -41,6 +44,13 @@ class Refused(GatewayError):
         self.reason_code = reason_code
         self.asked = asked
         self.rule_id = rule_id
+
+
+class Carried(Protocol):
+    """What moves the bytes of a channel: a `Relay`, or a `Pump`."""
+
+    def close(self) -> None:
+        """End at once."""
 
 
 class Record:
@@ -131,12 +141,13 @@ class Channels:
         self.login = login
         self._used_s = trio.current_time()
         self._nursery = nursery
-        self._relays: set[Relay] = set()
+        self._carried: set[Carried] = set()
         self._records: set[Record] = set()
 
-    def idle_s(self, now_s: float) -> float:
-        """Return for how long no channel was open."""
-        return 0.0 if self._records else now_s - self._used_s
+    @property
+    def idle_since_s(self) -> float:
+        """Since when no channel is open; infinite while one is."""
+        return inf if self._records else self._used_s
 
     def begin(self, kind: str, requested: str, originator: str = "") -> Record:
         """Count a channel. Raises `Refused` when there are too many."""
@@ -152,18 +163,28 @@ class Channels:
         self._used_s = trio.current_time()
         self._records.discard(record)
         self.shared.end_channel(self.login.subject.user_name)
+        if not self._records and self.shared.limits.idle_timeout_s:
+            self.link.look_by(self._used_s + self.shared.limits.idle_timeout_s)
 
     def relay(self, record: Record, sock: socket.socket, port: ChannelPort, dialled: str) -> None:
         """Join a socket and an open channel, both of which are this object's from now on."""
         relay = Relay(sock, port)
 
         def ended() -> None:
-            self._relays.discard(relay)
+            self.done(relay)
             record.end(port)
 
         record.start(port, dialled)
-        self._relays.add(relay)
+        self.carry(relay)
         relay.start(ended)
+
+    def carry(self, carried: Carried) -> None:
+        """Close what is carried when the link ends, until it is ``done``."""
+        self._carried.add(carried)
+
+    def done(self, carried: Carried) -> None:
+        """It has ended by itself."""
+        self._carried.discard(carried)
 
     def start_soon(
         self, function: Callable[[], Awaitable[None]], at_defect: Callable[[], object]
@@ -212,9 +233,17 @@ class Channels:
             )
         )
 
+    def missed(self, target: str) -> None:
+        """A target was refused or did not answer; many of them are reported as a scan."""
+        user_name = self.login.subject.user_name
+        if self.shared.users.miss(user_name, target, trio.current_time()):
+            self.shared.report(
+                events.ScanSuspected(self.link.link_id, user_name, SCAN_TARGETS, target)
+            )
+
     def close(self) -> None:
         """End all: the link is gone."""
-        for relay in list(self._relays):
-            relay.close()
+        for carried in list(self._carried):
+            carried.close()
         for record in list(self._records):
             record.release()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway import events
 from gateway.audit.records import (
+    Abuse,
     Auth,
     AuthResult,
     ChannelClass,
@@ -30,6 +31,12 @@ from gateway.audit.records import (
     hassh,
 )
 from gateway.errors import printable
+from gateway.ssh.messages import (
+    DirectStreamlocal,
+    DirectTcpip,
+    ForwardedStreamlocal,
+    ForwardedTcpip,
+)
 
 if TYPE_CHECKING:
     from gateway.audit.records import Record
@@ -37,9 +44,10 @@ if TYPE_CHECKING:
 MANY: Final = "many"  # the source of what was dropped at accept, which is counted for all together
 
 _CLASSES: Final = {
-    "direct-tcpip": ChannelClass.DIRECT_TCPIP,
-    "forwarded-tcpip": ChannelClass.FORWARDED_TCPIP,
-    "direct-streamlocal@openssh.com": ChannelClass.STREAMLOCAL,
+    DirectTcpip.channel_type: ChannelClass.DIRECT_TCPIP,
+    ForwardedTcpip.channel_type: ChannelClass.FORWARDED_TCPIP,
+    DirectStreamlocal.channel_type: ChannelClass.STREAMLOCAL,
+    ForwardedStreamlocal.channel_type: ChannelClass.STREAMLOCAL,
     "session": ChannelClass.SESSION,
     "tun@openssh.com": ChannelClass.TUN,
 }
@@ -141,13 +149,16 @@ class Evidence:
                 self._failed(event)
             case events.ChannelEnded():
                 self._ended(event)
-            case events.ListenerAdded(link_id, _, bind_host, port):
+            case events.ScanSuspected(link_id, _, targets, example):
                 user = self._links[link_id].user
-                self._write(ListenerAdd(link_id, user, printable(bind_host) or "*", port))
-            case events.ListenerRemoved(link_id, _, bind_host, port, reason):
+                self._write(Abuse(link_id, user, "scan", targets, printable(example)))
+            case events.ListenerAdded(link_id, _, bind_host, port, _, _, rule_id):
+                user = self._links[link_id].user
+                self._write(ListenerAdd(link_id, user, printable(bind_host) or "*", port, rule_id))
+            case events.ListenerRemoved(link_id, _, bind_host, port, reason, rule_id):
                 user = self._links[link_id].user
                 host = printable(bind_host) or "*"
-                self._write(ListenerRemove(link_id, user, host, port, reason))
+                self._write(ListenerRemove(link_id, user, host, port, reason, rule_id))
 
     # -- links -------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 A link ends for one of these reasons, and the client is told: no login in time, too many links of
 its user, its certificate has expired, the idle timeout, the maximum lifetime, its user is gone
-after a reload, the server stops. All that depend on the clock are looked at in ``_tick``.
+after a reload, the server stops. ``_end`` knows the next one that the clock will bring, and
+``_tick`` is called at that time.
 
 Global requests are answered in their order (RFC 4254 §4), and one may have to wait for an older
 link to be probed; so they are taken one after the other from a queue.
@@ -11,9 +12,11 @@ link to be probed; so they are taken one after the other from a queue.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections import deque
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -26,13 +29,21 @@ from gateway.policy.limits import Offence
 from gateway.policy.rules import Subject
 from gateway.serving.authorize import Grant, Login
 from gateway.serving.channels import Channels, Refused
-from gateway.serving.listeners import TCPIP_FORWARD, Listeners
+from gateway.serving.listeners import Listeners
 from gateway.serving.opens import Opens
 from gateway.serving.page import session_page
+from gateway.serving.places import Place, PortPlace, SocketPlace
 from gateway.serving.sessions import Sessions
-from gateway.ssh import hostkeys
+from gateway.serving.tunnels import Tunnels
+from gateway.ssh import hostkeys, tunnel
 from gateway.ssh.certificates import Certificate, CertificateError
-from gateway.ssh.messages import TcpipForward
+from gateway.ssh.messages import (
+    CANCEL,
+    DirectStreamlocal,
+    DirectTcpip,
+    StreamlocalForward,
+    TcpipForward,
+)
 from gateway.ssh.numbers import Disconnect, OpenFailure
 from gateway.ssh.protocol import Protocol, ServerSetup
 
@@ -45,8 +56,15 @@ log = logging.getLogger(__name__)
 
 ALIVE_INTERVAL_S: Final = 15.0
 ALIVE_COUNT_MAX: Final = 3
+_PLACES: Final[dict[str, type[Place]]] = {
+    TcpipForward.request_name: PortPlace,
+    StreamlocalForward.request_name: SocketPlace,
+}
+_CANCELS: Final = {f"{CANCEL}{name}": place for name, place in _PLACES.items()}
+_EXPLAINED: Final = (*_PLACES, tunnel.LEASE_REQUEST)  # their refusals, in a DEBUG message
 MAXIMUM_WAITING_REQUESTS: Final = 256  # global requests that wait for their answer
 MAXIMUM_PROOFS: Final = 8  # times that one link may have signatures by all host keys
+GRACE_JITTER_MS: Final = 4000  # at random more for a login, as sshd: nobody foresees when it ends
 
 
 class ServerLink:
@@ -67,6 +85,7 @@ class ServerLink:
             maximum_failures=shared.limits.max_auth_tries,
         )
         self._began_s = trio.current_time()
+        self._jitter_s = secrets.randbelow(GRACE_JITTER_MS) / 1000
         self.link = Link(
             Protocol(setup, self._began_s),
             carrier,
@@ -214,6 +233,7 @@ class ServerLink:
                 link.link_id, link.carrier.name, user_name, event.fingerprint, event.before
             )
         )
+        self._tick(trio.current_time())
 
     # -- events of the link, none of which may wait ------------------------------------------------
 
@@ -244,19 +264,30 @@ class ServerLink:
     # -- the clock, and what a reload takes away ---------------------------------------------------
 
     def _tick(self, now_s: float) -> None:
-        limits, login = self._shared.limits, self.login
-        age_s = now_s - self._began_s
-        if login is None or self._served is None:
-            if limits.login_grace_s and age_s >= limits.login_grace_s:
-                self._offence = Offence.GRACE_EXCEEDED
-                self.link.disconnect(f"no login within {limits.login_grace_s:.0f} s")
-        elif time.time() >= login.expires_s:
-            self.link.disconnect("the certificate of this login has expired")
-        elif limits.maximum_lifetime_s and age_s >= limits.maximum_lifetime_s:
-            lifetime_s = limits.maximum_lifetime_s
-            self.link.disconnect(f"the maximum lifetime of a link is over: {lifetime_s:.0f} s")
-        elif limits.idle_timeout_s and self._served.channels.idle_s(now_s) >= limits.idle_timeout_s:
-            self.link.disconnect(f"idle timeout: no channel for {limits.idle_timeout_s:.0f} s")
+        end_s, reason = self._end(now_s)
+        if now_s < end_s:
+            self.link.look_by(end_s)
+            if self._served is not None:
+                self._served.tunnels.forget()
+            return
+        if self._served is None:
+            self._offence = Offence.GRACE_EXCEEDED
+        self.link.disconnect(reason)
+
+    def _end(self, now_s: float) -> tuple[float, str]:
+        """When this link is to end as things are now, and why; infinite if never."""
+        limits, served = self._shared.limits, self._served
+        if served is None:
+            grace_s = limits.login_grace_s
+            end_s = self._began_s + grace_s + self._jitter_s if grace_s else inf
+            return end_s, f"no login within {grace_s:.0f} s"
+        life_s, idle_s = limits.maximum_lifetime_s or inf, limits.idle_timeout_s or inf
+        expires_in_s = served.channels.login.expires_s - time.time()
+        return min(
+            (now_s + expires_in_s, "the certificate of this login has expired"),
+            (self._began_s + life_s, f"the maximum lifetime of a link is over: {life_s:.0f} s"),
+            (served.channels.idle_since_s + idle_s, f"idle timeout: no channel for {idle_s:.0f} s"),
+        )
 
     def stop_listening(self, reason: str) -> None:
         """Close all listeners that the client has asked for."""
@@ -265,6 +296,7 @@ class ServerLink:
 
     def recheck(self) -> None:
         """The configuration has changed: end what it does not let in or listen any more."""
+        self._tick(trio.current_time())
         login, served = self.login, self._served
         if login is None or served is None:
             return
@@ -292,6 +324,7 @@ class _Served:
         self.listeners = Listeners(channels)
         self._link = channels.link
         self._opens = Opens(channels)
+        self.tunnels = Tunnels(channels)
         self._sessions = Sessions(channels, lambda: session_page(channels))
         self._takes_sessions = True
         self._requests: deque[events.GlobalRequested] = deque()
@@ -301,6 +334,7 @@ class _Served:
     def close(self) -> None:
         """The link is gone."""
         self.listeners.close("the connection ended")
+        self.tunnels.close()
         self.channels.close()
 
     # -- channels ----------------------------------------------------------------------------------
@@ -310,8 +344,10 @@ class _Served:
         kind = printable(event.channel_type, 64)
         try:
             match event.channel_type:
-                case "direct-tcpip" | "direct-streamlocal@openssh.com":
+                case DirectTcpip.channel_type | DirectStreamlocal.channel_type:
                     self._opens.requested(event)
+                case tunnel.CHANNEL_TYPE | tunnel.OFFLOAD_CHANNEL_TYPE:
+                    self.tunnels.requested(event)
                 case "session":
                     self._session_requested(event)
                 case _:
@@ -360,16 +396,17 @@ class _Served:
         """Act on a request and call ``_answered``, now or later. Raises `Refused`."""
         reply = b""
         match request.request_name:
-            case "tcpip-forward":
-                forward = TcpipForward.decode_untrusted(request.request_specific)
+            case name if name in _PLACES:
                 self.listeners.add(
-                    forward,
+                    _PLACES[name].decode_untrusted(request.request_specific),
                     lambda reply: self._answered_later(request, reply),
                     wants_reply=request.want_reply,
                 )
                 return
-            case "cancel-tcpip-forward":
-                self.listeners.cancel(TcpipForward.decode_untrusted(request.request_specific))
+            case name if name in _CANCELS:
+                self.listeners.cancel(_CANCELS[name].decode_untrusted(request.request_specific))
+            case tunnel.LEASE_REQUEST:
+                reply = self.tunnels.lease(request.request_specific)
             case "no-more-sessions@openssh.com":
                 self._takes_sessions = False
             case hostkeys.PROVE:
@@ -394,7 +431,7 @@ class _Served:
             return
         connection = self._link.protocol.connection
         if isinstance(reply, Refused):
-            if request.request_name == TCPIP_FORWARD:
+            if request.request_name in _EXPLAINED:
                 connection.explain(str(reply))
             if request.want_reply:
                 connection.reply_global(success=False)

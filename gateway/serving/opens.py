@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from gateway.errors import ConnectionLost, GatewayError, RemoteProtocolError, printable
-from gateway.net.dial import DialError, DialOptions, dial
+from gateway.net.dial import DialError, DialOptions, connect_unix, dial
 from gateway.net.listen import describe
 from gateway.policy.rules import Action, Verdict
 from gateway.serving.authorize import authorize
@@ -18,6 +17,7 @@ from gateway.ssh.messages import DirectStreamlocal, DirectTcpip
 from gateway.ssh.numbers import OpenFailure
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
 
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 30.0  # for a target
 MAXIMUM_PATH: Final = 107  # bytes of a socket's path: sun_path of unix(7) without its NUL
-DIRECT_TCPIP: Final = "direct-tcpip"
-DIRECT_STREAMLOCAL: Final = "direct-streamlocal@openssh.com"
 
 
 class _Denied(GatewayError):
@@ -47,7 +45,7 @@ class Opens:
     def requested(self, event: events.ChannelOpenRequested) -> None:
         """Take an open of one of the two types. Raises `Refused`."""
         try:
-            if event.channel_type == DIRECT_TCPIP:
+            if event.channel_type == DirectTcpip.channel_type:
                 target = DirectTcpip.decode_untrusted(event.type_specific)
                 self._open_tcpip(event.channel_id, target)
             else:
@@ -61,7 +59,7 @@ class Opens:
     def _open_tcpip(self, channel_id: int, target: DirectTcpip) -> None:
         requested = f"{printable(target.host_to_connect, 255)} port {target.port_to_connect}"
         originator = f"{printable(target.originator_address, 64)} port {target.originator_port}"
-        record = self._channels.begin(DIRECT_TCPIP, requested, originator)
+        record = self._channels.begin(target.channel_type, requested, originator)
 
         async def run() -> None:
             try:
@@ -96,6 +94,7 @@ class Opens:
         try:
             sock = await self._dial(target, permit)
         except _Denied as error:
+            self._channels.missed(record.requested)
             self._link.refuse_channel(
                 channel_id, OpenFailure.ADMINISTRATIVELY_PROHIBITED, str(error)
             )
@@ -103,6 +102,7 @@ class Opens:
         except DialError as error:
             log.info("link %d: %s: %s", self._link.link_id, record.requested, error.text)
             record.fail(channel_id, error.text, tried)
+            self._channels.missed(record.requested)
             self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, error.text)
             return
         except trio.Cancelled:
@@ -145,19 +145,16 @@ class Opens:
             )
         verdict = authorize(self._shared.policy, self._channels.login, Action.UNIX, path)
         if not verdict.allowed:
+            self._channels.missed(shown)
             raise Refused(verdict.reason, asked=shown, rule_id=verdict.rule_id)
-        record = self._channels.begin(DIRECT_STREAMLOCAL, shown)
+        record = self._channels.begin(DirectStreamlocal.channel_type, shown)
         record.rule_id = verdict.rule_id
         self._decided(channel_id, "unix", shown, verdict)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            sock.setblocking(False)
-            sock.connect(path)  # at once or not at all (connect(2), EAGAIN)
-        except OSError as error:
-            sock.close()
-            text = error.strerror or str(error)
-            record.fail(channel_id, text, path)
-            self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, text)
+            sock = connect_unix(path)
+        except DialError as error:
+            record.fail(channel_id, error.text, path)
+            self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, error.text)
             return
         self._carry(channel_id, record, sock)
 

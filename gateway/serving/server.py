@@ -15,10 +15,11 @@ import trio
 from gateway import events
 from gateway.net import poller
 from gateway.net.carrier import SocketCarrier
-from gateway.net.listen import describe, open_listeners, serve
+from gateway.net.listen import describe, listening_ports, open_listeners, serve
 from gateway.policy.limits import Drop, source_of
 from gateway.serving.link import ServerLink
 from gateway.serving.shared import ServerOptions, Shared
+from gateway.serving.vpn import VpnHost
 
 if TYPE_CHECKING:
     import socket
@@ -49,16 +50,27 @@ class Server:
         self._listeners: list[socket.socket] = []
         self._nursery: trio.Nursery | None = None
 
-    async def run(self) -> None:
-        """Listen and serve until cancelled or drained. Raises `NetworkSetupError`."""
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Listen and serve until cancelled or drained. Raises `NetworkSetupError`.
+
+        ``ready`` is called when all that needs root is done, before the first client is accepted.
+        """
         with contextlib.ExitStack() as stack:
             self._listeners = [
                 stack.enter_context(listener)
                 for host, port in self.shared.options.listen
                 for listener in open_listeners(host, port)
             ]
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._accept)
+            async with trio.open_nursery() as nursery:
+                if (config := self.shared.options.tunnel) is not None:
+                    self.shared.vpn = VpnHost(config, listening_ports())
+                    await nursery.start(self.shared.vpn.run)
+                ready()
+                if self.shared.vpn is not None:
+                    self.shared.vpn.recall()
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self._accept)
+                nursery.cancel_scope.cancel()
             self._report_drops()
 
     async def _accept(self) -> None:

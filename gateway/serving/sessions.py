@@ -15,13 +15,14 @@ from gateway.errors import ChannelClosed, ConnectionLost
 from gateway.serving.channels import Refused
 from gateway.ssh import wire
 from gateway.ssh.channel import discard
+from gateway.ssh.messages import EOW
 from gateway.ssh.numbers import EXTENDED_DATA_STDERR, OpenFailure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gateway import events
-    from gateway.net.link import ChannelPort
+    from gateway.net.port import ChannelPort
     from gateway.serving.channels import Channels, Record
 
 SESSION: Final = "session"
@@ -34,8 +35,14 @@ NO_PROGRAMS: Final = (
 )
 
 # Accepted, so that stock clients go on; nothing here depends on what they say.
-_IGNORED: Final = frozenset(("env", "window-change", "signal", "xon-xoff", "eow@openssh.com"))
+_IGNORED: Final = frozenset(("env", "window-change", "signal", "xon-xoff", EOW))
 _PROGRAMS: Final = frozenset(("exec", "subsystem"))
+# Refused with a reason beside the answer: ssh asks for an agent without wanting one.
+_NOT_FORWARDED: Final = {
+    "auth-agent-req@openssh.com": "agent",
+    "agent-req": "agent",  # RFC 9987
+    "x11-req": "X11",
+}
 
 
 class Sessions:
@@ -97,6 +104,9 @@ class _Session:
             text = NO_PROGRAMS.replace("\n", newline)
             self._answer(partial(self._write_error, text.encode()), 1)
             return True
+        if what := _NOT_FORWARDED.get(name):
+            connection = self._port.link.protocol.connection
+            connection.explain(f"denied: this is a jump box, which forwards no {what}")
         return name in _IGNORED
 
     def _answer(self, write: Callable[[], Awaitable[None]], status: int) -> None:

@@ -11,10 +11,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from gateway.net.listen import is_own_address
 from gateway.policy.limits import Drop, Limits, Penalties, Startups, UserCounters
-from gateway.policy.rules import EVERYTHING_BUT_THE_BOX, Policy, Rule
-from gateway.serving.authorize import AnyName, Decides, People
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.transport import RekeyLimit
 from gateway.ssh.windows import Budget
@@ -23,9 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway import events
+    from gateway.config.server_config import TunnelConfig
+    from gateway.serving.authorize import Decides, People
     from gateway.serving.link import ServerLink
     from gateway.serving.listeners import Forward
-    from gateway.ssh.authorized_keys import AuthorizedKeys
+    from gateway.serving.vpn import VpnHost
     from gateway.ssh.keys import PrivateKey
 
 log = logging.getLogger(__name__)
@@ -33,21 +32,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What `gateway serve` was told.
-
-    Without ``policy`` it is ``permit_open`` that decides, without ``people`` ``authorized_keys``.
-    """
+    """What `gateway serve` was told."""
 
     listen: tuple[tuple[str | None, int], ...]
     host_keys: tuple[PrivateKey, ...]
-    authorized_keys: AuthorizedKeys
-    permit_open: tuple[Rule, ...] = (EVERYTHING_BUT_THE_BOX,)
+    policy: Decides
+    people: People
     hosts: dict[str, str] = field(default_factory=dict)
     rekey_limit: RekeyLimit = field(default_factory=RekeyLimit)
     preferences: Preferences = SERVER_PREFERENCES
     limits: Limits = field(default_factory=Limits)
-    policy: Decides | None = None
-    people: People | None = None
+    tunnel: TunnelConfig | None = None
 
 
 class Shared:
@@ -67,10 +62,11 @@ class Shared:
         self.users = UserCounters(options.limits)
         self.dropped: Counter[Drop] = Counter()
         self.links: dict[int, ServerLink] = {}
-        self.forwards: dict[int, list[Forward]] = {}  # by port
+        self.forwards: dict[str, list[Forward]] = {}  # by `Place.spot`
         self.channels = 0
         self.no_channels = trio.Event()  # set when the last one ends while the server drains
         self.is_draining = False
+        self.vpn: VpnHost | None = None  # set while the server runs, if it lends addresses
         self.budget = Budget()
         self._user_budgets: WeakValueDictionary[str, Budget] = WeakValueDictionary()
         self.apply(options)
@@ -79,8 +75,8 @@ class Shared:
         """Decide everything from now on by these options."""
         self.options = options
         self.limits = options.limits
-        self.policy: Decides = options.policy or Policy(options.permit_open, is_own_address)
-        self.people: People = options.people or AnyName(options.authorized_keys)
+        self.policy = options.policy
+        self.people = options.people
         self.startups.limits = self.penalties.limits = self.users.limits = options.limits
 
     def report(self, event: events.Event) -> None:

@@ -91,10 +91,13 @@ class Preferences:
 
 
 SERVER_PREFERENCES: Final = Preferences(kex=DEFAULT_SERVER_KEX, macs=DEFAULT_SERVER_MACS)
-# Post-quantum key exchange only, and nothing that ssh-audit fails or warns about: no ECDSA.
+# Post-quantum key exchange only, and nothing that ssh-audit fails, warns about or has a note on: no
+# ECDSA, and no ChaCha20, which a client without strict key exchange would use at its peril
+# (CVE-2023-48795).
 STRICT_SERVER_PREFERENCES: Final = Preferences(
     kex=POST_QUANTUM_KEX,
     host_key=("ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256"),
+    ciphers=tuple(name for name in DEFAULT_CIPHERS if not name.startswith("chacha20")),
     macs=DEFAULT_SERVER_MACS,
 )
 STRICT_RSA_BITS: Final = 3072  # ssh-audit warns about fewer: 112 bits of symmetric strength

@@ -124,6 +124,7 @@ class Channel:
         "bytes_out",
         "channel_id",
         "channel_type",
+        "confirmation",
         "extended_sink",
         "receive_state",
         "remote_channel",
@@ -139,6 +140,7 @@ class Channel:
     ) -> None:
         self.channel_id = channel_id
         self.channel_type = channel_type
+        self.confirmation = b""  # what the peer's confirmation said besides (RFC 4254 §5.1)
         self.send_state = SendState.OPENING
         self.receive_state = ReceiveState.OPENING
         self.window = shares.open(channel_id)
@@ -232,6 +234,32 @@ class Channel:
             data_length -= length
             if not data_length:
                 return
+
+    def has_credit(self, length: int) -> bool:
+        """Whether the peer's window takes ``length`` bytes.
+
+        A producer that got a no is told when the window grows.
+        """
+        if self.remote_window < length:
+            self._wants_writable = True
+            return False
+        return True
+
+    def takes_datagram(self, length: int) -> bool:
+        """Whether one message with ``length`` bytes in ROOM may be sent now, whole."""
+        return (
+            self.has_credit(length)
+            and self._outbound.accepts_data
+            and self.send_state is SendState.OPEN
+        )
+
+    def sent_datagrams(self, length: int, overhead: int) -> None:
+        """Note messages that their producer sealed by itself, ``length`` bytes together.
+
+        ``overhead`` is what the peer's window counts besides.
+        """
+        self.remote_window -= length + overhead
+        self.bytes_out += length
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what fits of ``data``; return how much that was."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 PING_EXTENSION: Final = "ping@openssh.com"  # OpenSSH PROTOCOL §1.9
 KEEPALIVE: Final = "keepalive@openssh.com"
 PROBE: Final = b"probe"  # what our pings carry
+_WINDOW_ADJUST: Final = struct.Struct(">BII")  # number, recipient channel, bytes to add
 _DATA: Final = struct.Struct(">BII")  # SSH_MSG_CHANNEL_DATA, recipient channel, data length
 MAXIMUM_CHANNELS: Final = 16_384  # as OpenSSH, CHANNELS_MAX_CHANNELS
 MAXIMUM_TEXT: Final = 200  # characters of a description that we send
@@ -56,7 +57,6 @@ class Connection:
         outbound: Outbound,
         emit: Callable[[events.Event], None],
         *,
-        accepts_channels: bool,
         extensions: Mapping[str, bytes],
         budget: Budget,
     ) -> None:
@@ -68,7 +68,6 @@ class Connection:
         self._extensions = extensions
         self._outbound = outbound
         self._emit = emit
-        self._accepts_channels = accepts_channels
         self._numbers = count()
         self._awaited: deque[bool] = deque()  # for each global request: whether it is a probe
         self._pings = 0
@@ -110,8 +109,8 @@ class Connection:
         )
         return channel
 
-    def confirm_channel(self, channel: Channel) -> None:
-        """Grant the peer's open."""
+    def confirm_channel(self, channel: Channel, type_specific: bytes = b"") -> None:
+        """Grant the peer's open; ``type_specific`` is what its type says besides."""
         channel.change(ChannelEvent.CONFIRMED, from_peer=False)
         self._outbound.append(
             messages.ChannelOpenConfirmation(
@@ -119,6 +118,7 @@ class Connection:
                 channel.channel_id,
                 channel.window.granted,
                 MAXIMUM_DATA,
+                type_specific,
             ).encode()
         )
 
@@ -257,13 +257,6 @@ class Connection:
     def _open_untrusted(self, payload: bytes) -> None:
         request = messages.ChannelOpen.decode_untrusted(payload)
         packet_size = usable_packet_size(request.maximum_packet_size)
-        if not self._accepts_channels:
-            self._send_failure(
-                request.sender_channel,
-                OpenFailure.ADMINISTRATIVELY_PROHIBITED,
-                "this side opens channels only itself",
-            )
-            return
         if len(self.channels) >= MAXIMUM_CHANNELS:
             self._send_failure(
                 request.sender_channel, OpenFailure.RESOURCE_SHORTAGE, "too many channels"
@@ -275,7 +268,7 @@ class Connection:
         channel.remote_maximum_packet_size = packet_size
         self._emit(
             events.ChannelOpenRequested(
-                channel.channel_id, request.channel_type, request.type_specific
+                channel.channel_id, request.channel_type, request.type_specific, packet_size
             )
         )
 
@@ -289,6 +282,7 @@ class Connection:
         channel.remote_channel = message.sender_channel
         channel.remote_window = message.initial_window_size
         channel.remote_maximum_packet_size = packet_size
+        channel.confirmation = message.type_specific
         if channel.send_state is SendState.CLOSE_SENT:  # it had been abandoned
             self._outbound.append(messages.ChannelClose(channel.remote_channel).encode())
         else:
@@ -310,10 +304,12 @@ class Connection:
             )
 
     def _window_adjust_untrusted(self, payload: bytes) -> None:
-        message = messages.ChannelWindowAdjust.decode_untrusted(payload)
-        channel = self._channel(message.recipient_channel)
+        if len(payload) != _WINDOW_ADJUST.size:  # it comes every few packets, so not as a record
+            raise RemoteProtocolError("a WINDOW_ADJUST of another length")
+        _, recipient_channel, bytes_to_add = _WINDOW_ADJUST.unpack(payload)
+        channel = self._channel(recipient_channel)
         self._expect_open(channel)
-        if channel.add_window(message.bytes_to_add):
+        if channel.add_window(bytes_to_add):
             self._emit(events.ChannelWritable(channel.channel_id))
 
     def _extended_data_untrusted(self, payload: bytes) -> None:

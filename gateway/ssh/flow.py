@@ -173,6 +173,11 @@ class PathMeter:
         self._drain_rounds_left = 0
         self._drain_rtt_s = inf
 
+    @property
+    def rate_in(self) -> float:
+        """What the path was measured to deliver to us, in bytes/s."""
+        return self._in.rate
+
     # -- probes ------------------------------------------------------------------------------------
 
     def probe_due(

@@ -12,7 +12,7 @@ form in which it enters the hash: an mpint for the classic ones, a string for th
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -200,7 +200,7 @@ class ServerReply:
     server_host_key: bytes
     signature: bytes
     hashed: bytes
-    k: bytes
+    k: bytes = field(repr=False)
 
 
 class Method(Protocol):
@@ -351,7 +351,7 @@ class KeyMaterial:
     """K, H and the session identifier, from which all keys come (RFC 4253 §7.2)."""
 
     hash_name: str
-    k: bytes
+    k: bytes = field(repr=False)
     exchange_hash: bytes
     session_id: bytes
 

@@ -337,6 +337,9 @@ class UserauthInfoResponse(Message):
 
 # ---- connection: RFC 4254 ------------------------------------------------------------------------
 
+CANCEL: Final = "cancel-"  # before a request's name, it undoes that (§7.1)
+EOW: Final = "eow@openssh.com"  # OpenSSH PROTOCOL §2.1: nobody reads that direction any more
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalRequest(Message):  # noqa: D101 - RFC 4254 §4
@@ -371,6 +374,7 @@ class ChannelOpen(Message):  # noqa: D101 - RFC 4254 §5.1
 class DirectTcpip(Record):
     """The type-specific fields of "direct-tcpip" (RFC 4254 §7.2)."""
 
+    channel_type: ClassVar[str] = "direct-tcpip"
     host_to_connect: Text
     port_to_connect: UInt32
     originator_address: Text
@@ -381,6 +385,7 @@ class DirectTcpip(Record):
 class ForwardedTcpip(Record):
     """The type-specific fields of "forwarded-tcpip" (RFC 4254 §7.2)."""
 
+    channel_type: ClassVar[str] = "forwarded-tcpip"
     connected_address: Text
     connected_port: UInt32
     originator_address: Text
@@ -391,6 +396,7 @@ class ForwardedTcpip(Record):
 class TcpipForward(Record):
     """The request-specific fields of "tcpip-forward" and its cancel (RFC 4254 §7.1)."""
 
+    request_name: ClassVar[str] = "tcpip-forward"
     address_to_bind: Text
     port_to_bind: UInt32
 
@@ -402,9 +408,27 @@ class DirectStreamlocal(Record):
     What is reserved is not empty: OpenSSH's client puts the originator there.
     """
 
+    channel_type: ClassVar[str] = "direct-streamlocal@openssh.com"
     socket_path: Text
     reserved_text: LooseText
     reserved_number: UInt32
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedStreamlocal(Record):
+    """The type-specific fields of "forwarded-streamlocal@openssh.com" (OpenSSH PROTOCOL §2.4)."""
+
+    channel_type: ClassVar[str] = "forwarded-streamlocal@openssh.com"
+    socket_path: Text
+    reserved: LooseText = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamlocalForward(Record):
+    """The request-specific fields of "streamlocal-forward@openssh.com" and its cancel."""
+
+    request_name: ClassVar[str] = "streamlocal-forward@openssh.com"
+    socket_path: Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,6 @@ class Protocol:
         self.connection = Connection(
             self.outbound,
             emit,
-            accepts_channels=not client,
             extensions=self.transport.peer_extensions,
             budget=setup.budget,
         )

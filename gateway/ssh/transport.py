@@ -167,6 +167,7 @@ class Transport:
         self.session_id = b""
         self.strict = False
         self.peer_version = b""
+        self.explained = ""  # by the peer's last DEBUG message, as sshd and we do before a refusal
         self.peer_extensions: dict[str, bytes] = {}
         self.host_key_blob = b""
         self.chosen: algorithms.Chosen | None = None
@@ -522,6 +523,7 @@ class Transport:
                 messages.Unimplemented.decode_untrusted(payload)
             case Msg.DEBUG:
                 debug = messages.Debug.decode_untrusted(payload)
+                self.explained = debug.message
                 self._emit(events.DebugReceived(debug.message))
             case _:
                 self._receive_ext_info_untrusted(payload)

@@ -77,15 +77,22 @@ class ReceiveWindow:
 
     ``granted`` the peer may send; ``held`` was received and is not consumed. They exceed ``size``
     only after it shrank. ``charged`` was taken from the budget for what exceeds MINIMUM_WINDOW.
+    It never shrinks below ``floor``, for a peer whose messages cannot be split, nor below what the
+    path carries in ``burst_s``, for one that drops what the window does not take.
     """
 
-    __slots__ = ("channel_id", "charged", "demand", "granted", "held", "is_fresh", "size", "used")
+    __slots__ = (
+        "burst_s", "channel_id", "charged", "demand", "floor", "granted", "held", "is_fresh",
+        "size", "used",
+    )  # fmt: skip
 
     def __init__(self, size: int, channel_id: int = 0) -> None:
         self.channel_id = channel_id
         self.size = size
         self.granted = size
         self.held = 0
+        self.floor = DRAINED_WINDOW
+        self.burst_s = 0.0
         self.is_fresh = True  # nothing was consumed yet
         self.used = 0  # consumed in this round
         self.demand = 0.0  # what it could use
@@ -177,7 +184,7 @@ class Shares:
         level = fair_level(target, [window.demand for window in windows])
         grants = []
         for window in windows:
-            size = max(int(min(window.demand, level)), MINIMUM_WINDOW)
+            size = max(int(min(window.demand, level)), MINIMUM_WINDOW, self._least(window))
             window.resize(DEFAULT_WINDOW if self._meter.is_lost else size, self.budget)
             if window.demand <= MINIMUM_WINDOW:
                 del self._active[window]
@@ -189,7 +196,10 @@ class Shares:
         """Let the queue drain; what was charged and what a channel could use stay as they are."""
         share = self._meter.target_in // max(len(windows), 1)
         for window in windows:
-            window.size = min(max(share, DRAINED_WINDOW), window.size)
+            window.size = min(max(share, self._least(window)), window.size)
+
+    def _least(self, window: ReceiveWindow) -> int:
+        return max(window.floor, int(self._meter.rate_in * window.burst_s))
 
 
 def fair_level(target: float, demands: list[float]) -> float:

@@ -11,8 +11,8 @@ import pytest
 
 from gateway.audit.chain import SealKey
 from gateway.audit.records import Auth, AuthResult, ListenerAdd
-from gateway.audit.store import INITIAL_KEY_FILE, KEY_FILE, Store, file_name
-from gateway.audit.writer import AuditLog, open_log
+from gateway.audit.store import INITIAL_KEY_FILE, KEY_FILE, Store, file_name, log_files
+from gateway.audit.writer import AuditLog, AuditOptions, open_log
 from gateway.cli.audit import run_audit
 from tests.support.programs import GATEWAY
 
@@ -90,7 +90,7 @@ def test_a_current_key_that_was_replaced(folder: Path, capsys: Capture) -> None:
 
 def test_a_running_server_can_be_verified(tmp_path: Path) -> None:
     log = open_log(tmp_path / "audit")
-    log.write(ListenerAdd(1, "alice", "::1", 1))
+    log.write(ListenerAdd(1, "alice", "::1", 1, ""))
     log.flush()
     assert run("verify", tmp_path / "audit") == 0
     log.close()
@@ -98,12 +98,34 @@ def test_a_running_server_can_be_verified(tmp_path: Path) -> None:
 
 def test_archived(folder: Path, capsys: Capture) -> None:
     log = open_log(folder)  # years later in this test: a new day, a new file
-    log.write(ListenerAdd(1, "alice", "::1", 1))
+    log.write(ListenerAdd(1, "alice", "::1", 1, ""))
     log.close()
     assert run("verify", folder) == 0
     (folder / file_name(1)).unlink()
     assert run("verify", folder) == 1
     assert run("verify", folder, "--archived") == 0
+
+
+def test_a_beginning_that_was_retired(tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "audit"
+    began_ns = int(START.timestamp()) * 10**9
+    for day in (0, 1, 40):
+        now_ns = began_ns + day * 24 * HOUR_NS
+        log = AuditLog(Store(folder), AuditOptions(keep_days=30), wall_ns=lambda now=now_ns: now)
+        log.write(ListenerAdd(1, "alice", "::1", day, ""))
+        log.close()
+    assert [path.name for path in log_files(folder)] == [file_name(2), file_name(3)]
+    assert run("verify", folder) == 0
+    assert capsys.readouterr().out.startswith(
+        "files 1 to 1 were retired on 2026-03-12, kept as long as the log said; "
+        "what is here begins 2026-02-01T12:00:00.000000Z\ngood: "
+    )
+    assert run("verify", folder, "--archived") == 0
+    assert "files 1 to 1 are kept elsewhere" in capsys.readouterr().out
+    (folder / file_name(2)).unlink()
+    assert run("verify", folder) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(f"BAD: {file_name(3)}, line 1: this is file 3 of the log, and not file 1")
 
 
 # ---- the key -------------------------------------------------------------------------------------

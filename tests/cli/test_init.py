@@ -14,10 +14,11 @@ import pytest
 import trio
 
 from gateway.cli.explain import run_explain
-from gateway.cli.serve import run_serve, serve_until_signal
+from gateway.cli.serve import run_serve, serve_until_signal, summary
 from gateway.config.gateway_toml import read_gateway_toml
-from gateway.config.server_config import ServerConfig
-from gateway.config.toml_shape import Authority, File, Rule, User
+from gateway.config.server_config import ServerConfig, TunnelConfig
+from gateway.config.toml_shape import Authority, File, Rule, Tunnel, User
+from gateway.policy.leases import DEFAULT_POOL
 from gateway.policy.limits import Limits
 from tests.interop.targets import Target, echo, need
 from tests.support.programs import (
@@ -33,7 +34,7 @@ from tests.support.programs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -99,16 +100,28 @@ def test_the_file_shows_every_key(home: Path) -> None:
     init(home / "box", "--user", "alice")
     path = home / "box" / "gateway.toml"
     text = path.read_text()
-    keys = {*File.model_fields, *User.model_fields, *Authority.model_fields, *Rule.model_fields}
-    keys -= {"users", "rules", "authorities", "limits", "names", "principals"}  # tables; in words
+    tables = (File, User, Authority, Rule, Tunnel)
+    keys = {key for table in tables for key in table.model_fields}
+    keys -= {"users", "rules", "authorities", "limits", "names", "tunnel"}  # tables
+    keys -= {"principals"}  # in words
     keys |= set(Limits.__dataclass_fields__)
     shown = set(re.findall(r"(?m)^(?:# )?([a-z_]+) = ", text)) | {"deny"}
     assert keys - shown == set()
     # The limits that it shows are the ones that hold.
-    path.write_text(re.sub(r"(?m)^# (?=\[limits\]|[a-z_]+_s = |startups|per_|max|pen|[a-z]+_per)",
-                           "", text))  # fmt: skip
+    head, _, limits = text.partition("# [limits]")
+    path.write_text(f"{head}[limits]" + limits.replace("\n# ", "\n"))
     assert path.read_text().count("\n# ") < text.count("\n# ") - len(Limits.__dataclass_fields__)
     assert read_gateway_toml(path).limits == Limits()
+    # And so do the ones of the VPN, with the rule for it.
+    vpn, tunnel = text.index('# [[rules]]\n# id = "vpn"'), text.index("# [tunnel]")
+    end = text.index("\n\n", tunnel)
+    shown = re.sub("(?m)^# (?!Addresses)", "", text[vpn:end])
+    path.write_text(text[:vpn] + shown + text[end:])
+    config = read_gateway_toml(path)
+    assert config.tunnel == TunnelConfig(DEFAULT_POOL, leases=home / "box" / "leases.json")
+    assert config.policy.rules[-1].rule_id == "vpn"
+    pool = " and ".join(map(str, DEFAULT_POOL))
+    assert f"addresses for a VPN of {pool}, MTU 1500, going on with the server's" in summary(config)
 
 
 def test_init_never_overwrites(home: Path) -> None:
@@ -192,12 +205,18 @@ def test_check_says_what_would_be_done_and_the_warnings(home: Path) -> None:
         "key exchange mlkem768x25519-sha256, curve25519-sha256, curve25519-sha256@libssh.org",
         "users: 1, keys: 1, authorities: 0",
         "rules: 1, names: 0",
+        "run as who starts it",
+        "no addresses for a VPN",
         "no audit log",
     ]
     assert re.fullmatch(
         rf"gateway: warning: {path}:\d+: rules\[0\]\.to: rule usual lets those it names .*\n",
         result.stderr,
     )
+    path.write_text(re.sub(r"(?m)^# (audit(?:_keep_days)? =)", r"\1", path.read_text()))
+    result = run_gateway("serve", "-c", str(path), "--check")
+    assert result.stdout.splitlines()[-1] == f"audit log in {path.parent}/audit, kept for 400 days"
+    assert not (path.parent / "audit").exists(), "only looked at"
 
 
 def test_every_error_has_a_line_of_its_own(home: Path) -> None:
@@ -324,8 +343,9 @@ class Remembering:
         while len(self.told) < count:
             await self.changed.wait()
 
-    async def run(self) -> None:
+    async def run(self, ready: Callable[[], None]) -> None:
         """Serve."""
+        ready()
         self.note("run")
         await trio.sleep_forever()
 

@@ -80,6 +80,15 @@ OPTIONS = [
     ["-N"],
     ["-n", "-o", "StdinNull=no"],
     ["-f", "-N"],
+    ["-t"],
+    ["-t", "-n", "-t"],
+    ["-ttt"],
+    ["-T", "-t"],
+    ["-t", "-T"],
+    ["-o", "RequestTTY=yes", "-T"],
+    ["-e", "^]"],
+    ["-e", "none", "-e", "a"],
+    ["-o", "EscapeChar=b"],
     ["-4", "-o", "AddressFamily=inet6"],
     ["-6"],
     ["-b", "127.0.0.1", "-o", "BindAddress=127.0.0.2"],
@@ -101,6 +110,7 @@ OPTIONS = [
 ]
 COMPARED = [
     "user", "hostname", "port", "sessiontype", "stdinnull", "forkafterauthentication",
+    "requesttty", "escapechar",
     "addressfamily", "bindaddress", "bindinterface", "dynamicforward", "remotecommand",
 ]  # fmt: skip
 IF_GIVEN = {"-c": "ciphers", "-m": "macs", "-i": "identityfile", "-q": "loglevel"}
@@ -156,6 +166,11 @@ def test_names_that_are_no_text_are_printed_as_they_are(tmp_path):
     [
         (["-f", "x"], "-f: there is nothing to do in the background: give a command, or -N"),
         (["-o", "RemoteCommand=a", "x", "b"], "there are two commands"),
+        (["-s", "x"], "-s: the subsystem is not named"),
+        (["-N", "-s", "x"], "-N and -s exclude each other"),
+        (["-e", "ab", "x"], "is no escape character"),
+        (["-o", "SendEnv=A=1", "x"], "is not the name of a variable"),
+        (["-o", "SetEnv=A", "x"], "is no variable with its value"),
         (["-B", "a/b", "x"], "cannot be the name of an interface"),
         (["-b", "$(id)", "x"], "contains the character $"),
         (["-c", "none", "x"], "leaves no cipher"),

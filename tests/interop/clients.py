@@ -7,6 +7,7 @@ server says, and the client too where it tells what it does; the rest of DATA is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import socket
@@ -14,7 +15,7 @@ import subprocess
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -22,7 +23,8 @@ from tests.interop.targets import content
 from tests.support.programs import OpenSSH, client_options, eventually, free_port, running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from tests.support.programs import Endpoint, Program
 
@@ -41,6 +43,8 @@ class Login:
     target: int
     """The port of the echo."""
     key: Path
+    """With a certificate in KEY-cert.pub, that is what it logs in with."""
+    user: str = "alice"
     kex: str | None = None
     cipher: str | None = None
     mac: str | None = None
@@ -66,6 +70,16 @@ class Login:
     def inside(self, path: Path) -> str:
         return str(self.openssh.inside(path) if self.openssh else path)
 
+    @property
+    def certificate(self) -> Path | None:
+        path = self.key.with_name(f"{self.key.name}-cert.pub")
+        return path if path.exists() else None
+
+    @property
+    def home(self) -> str:
+        """A home directory without anybody's settings."""
+        return self.inside(self.server.keys.folder)
+
 
 def check(received: bytes | bytearray) -> None:
     """Fail, without showing all of it, unless everything came back."""
@@ -81,27 +95,28 @@ class Stream(Protocol):
     def shutdown(self, how: int, /) -> object: ...
 
 
-def exchange(login: Login, stream: Stream) -> None:
-    """Send the beginning of DATA to the echo, await the rekey, send the rest."""
+def turn(stream: Stream, data: bytes, *, last: bool) -> bytes:
+    """Send data to the echo and return what comes back meanwhile; the last is all until its end."""
     received = bytearray()
 
-    def send(data: bytes, last: bool) -> None:
+    def send() -> None:
         stream.sendall(data)
         if last:
             stream.shutdown(socket.SHUT_WR)
 
-    def turn(data: bytes, last: bool) -> None:
-        sender = threading.Thread(target=send, args=(data, last))
-        sender.start()
-        until = len(received) + len(data)
-        while (last or len(received) < until) and (piece := stream.recv(1 << 16)):
-            received.extend(piece)
-        sender.join()
+    sender = threading.Thread(target=send)
+    sender.start()
+    while (last or len(received) < len(data)) and (piece := stream.recv(1 << 16)):
+        received.extend(piece)
+    sender.join()
+    return bytes(received)
 
-    turn(DATA[:UNTIL_REKEY], last=False)
+
+def exchange(login: Login, stream: Stream) -> None:
+    """Send the beginning of DATA to the echo, await the rekey, send the rest."""
+    begin = turn(stream, DATA[:UNTIL_REKEY], last=False)
     login.wait_rekeyed()
-    turn(DATA[UNTIL_REKEY:], last=True)
-    check(received)
+    check(begin + turn(stream, DATA[UNTIL_REKEY:], last=True))
 
 
 def through_forward(login: Login, port: int) -> None:
@@ -127,58 +142,82 @@ def choices(**chosen: str | None) -> Iterable[str]:
             yield f"-o{keyword}={value}"
 
 
+# ---- command lines -------------------------------------------------------------------------------
+
+
+def ssh_command(login: Login, *arguments: str) -> list[str]:
+    """Return OpenSSH's."""
+    server = login.openssh.endpoint(login.server) if login.openssh else login.server
+    shared = client_options(server)
+    shared[shared.index("-i") + 1] = login.inside(login.key)
+    return login.command("ssh", *arguments, *shared, f"{login.user}@127.0.0.1")
+
+
+def dbclient_command(login: Login, *arguments: str, host: str = "") -> list[str]:
+    """Return Dropbear's; it has a format of its own for keys."""
+    converted = login.key.with_suffix(".dropbear")
+    if not converted.exists():
+        paths = (login.inside(login.key), login.inside(converted))
+        convert = login.command("dropbearconvert", "openssh", "dropbear", *paths)
+        subprocess.run(convert, check=True, capture_output=True)
+    return login.command(
+        "dbclient", "-y", "-y", "-i", login.inside(converted), *arguments,
+        host or f"{login.user}@127.0.0.1/{login.server.port}",
+    )  # fmt: skip
+
+
+def plink_command(login: Login, *arguments: str, host: str = "") -> list[str]:
+    """Return PuTTY's; it has a format of its own for keys, and wants the host key named."""
+    converted = login.key.with_suffix(".ppk")
+    if not converted.exists():
+        certificate = login.certificate
+        options = ("--certificate", login.inside(certificate)) if certificate else ()
+        paths = (login.inside(login.key), "-O", "private", "-o", login.inside(converted))
+        subprocess.run(login.command("puttygen", *paths, *options), check=True, capture_output=True)
+    shown = OpenSSH(login.server.keys.folder).keygen("-l", "-f", login.server.keys.host)
+    return login.command(
+        "plink", "-batch", "-ssh", "-i", login.inside(converted), "-hostkey", shown.split()[1],
+        "-P", str(login.server.port), *arguments,
+        host or f"{login.user}@127.0.0.1",
+    )  # fmt: skip
+
+
+# ---- one local forward, and a rekey --------------------------------------------------------------
+
+
 def ssh(login: Login) -> None:
     """`ssh -L`."""
-    port, server = free_port(), login.server
-    arguments = [
-        "-v", "-N", "-L", f"{port}:127.0.0.1:{login.target}", "-i", login.inside(login.key),
+    port = free_port()
+    command = ssh_command(
+        login, "-v", "-N", "-L", f"{port}:127.0.0.1:{login.target}",
         *choices(KexAlgorithms=login.kex, Ciphers=login.cipher, MACs=login.mac),
         "-o", f"RekeyLimit={REKEY_BYTES}",
-    ]  # fmt: skip
-    seen = login.openssh.endpoint(server) if login.openssh else server
-    shared = client_options(seen)
-    at = shared.index("-i")
-    del shared[at : at + 2]
-    with running(*login.command("ssh", *arguments, *shared, "alice@127.0.0.1")) as program:
+    )  # fmt: skip
+    with running(*command) as program:
         program.wait_line("Entering interactive session")
         through_forward(login, port)
         eventually(lambda: count(program, "SSH2_MSG_NEWKEYS received") > 1, "ssh has rekeyed")
 
 
 def dbclient(login: Login) -> None:
-    """Dropbear's client, which has a format of its own for keys."""
-    port, converted = free_port(), login.key.with_suffix(".dropbear")
-    if not converted.exists():
-        paths = (login.inside(login.key), login.inside(converted))
-        convert = login.command("dropbearconvert", "openssh", "dropbear", *paths)
-        subprocess.run(convert, check=True, capture_output=True)
+    """`dbclient -L`."""
+    port = free_port()
     cipher = ["-c", login.cipher] if login.cipher else []
     mac = ["-m", login.mac] if login.mac else []
-    arguments = [
-        "-y", "-y", "-N", "-i", login.inside(converted), *cipher, *mac,
-        "-L", f"127.0.0.1:{port}:127.0.0.1:{login.target}",
-        "-p", str(login.server.port), "alice@127.0.0.1",
-    ]  # fmt: skip
-    home = login.inside(login.server.keys.folder)
-    with running(*login.command("dbclient", *arguments), HOME=home) as program:
+    command = dbclient_command(
+        login, "-N", *cipher, *mac, "-L", f"127.0.0.1:{port}:127.0.0.1:{login.target}"
+    )
+    with running(*command, HOME=login.home) as program:
         eventually(lambda: listens(port) or program.ended, "dbclient listens")
         assert not program.ended, program.lines
         through_forward(login, port)
 
 
 def plink(login: Login) -> None:
-    """PuTTY's client, which has a format of its own for keys, and wants the host key named."""
-    port, converted = free_port(), login.key.with_suffix(".ppk")
-    home = login.inside(login.server.keys.folder)
-    if not converted.exists():
-        paths = (login.inside(login.key), "-O", "private", "-o", login.inside(converted))
-        subprocess.run(login.command("puttygen", *paths), check=True, capture_output=True)
-    shown = OpenSSH(login.server.keys.folder).keygen("-l", "-f", login.server.keys.host)
-    arguments = [
-        "-batch", "-ssh", "-v", "-N", "-i", login.inside(converted), "-hostkey", shown.split()[1],
-        "-L", f"{port}:127.0.0.1:{login.target}", "-P", str(login.server.port), "alice@127.0.0.1",
-    ]  # fmt: skip
-    with running(*login.command("plink", *arguments), HOME=home) as program:
+    """`plink -L`."""
+    port = free_port()
+    command = plink_command(login, "-v", "-N", "-L", f"{port}:127.0.0.1:{login.target}")
+    with running(*command, HOME=login.home) as program:
         program.wait_line("Local port .* forwarding to")
         eventually(lambda: listens(port), "plink listens")
         through_forward(login, port)
@@ -191,18 +230,27 @@ def listens(port: int) -> bool:
     return wanted in Path("/proc/net/tcp").read_text()
 
 
+# ---- libraries -----------------------------------------------------------------------------------
+
+
+def connected_asyncssh(login: Login, **options: object) -> AbstractAsyncContextManager[Any]:
+    """Log in with AsyncSSH, which finds a certificate by its name."""
+    module = pytest.importorskip("asyncssh", reason="asyncssh is not installed")
+    trusted = module.import_public_key(login.server.keys.host.with_suffix(".pub").read_text())
+    connection: AbstractAsyncContextManager[Any] = module.connect(
+        "127.0.0.1", login.server.port, username=login.user, client_keys=[str(login.key)],
+        known_hosts=([trusted], [], []), config=None, agent_path=None, **options,
+    )  # fmt: skip
+    return connection
+
+
 def asyncssh(login: Login) -> None:
     """AsyncSSH."""
-    module = pytest.importorskip("asyncssh", reason="asyncssh is not installed")
     chosen = {"kex_algs": login.kex, "encryption_algs": login.cipher, "mac_algs": login.mac}
-    trusted = module.import_public_key(login.server.keys.host.with_suffix(".pub").read_text())
+    options = {key: [value] for key, value in chosen.items() if value}
 
     async def use() -> bytes:
-        async with module.connect(
-            "127.0.0.1", login.server.port, username="alice", client_keys=[str(login.key)],
-            known_hosts=([trusted], [], []), config=None, agent_path=None,
-            rekey_bytes=REKEY_BYTES, **{key: [value] for key, value in chosen.items() if value},
-        ) as connection:  # fmt: skip
+        async with connected_asyncssh(login, rekey_bytes=REKEY_BYTES, **options) as connection:
             reader, writer = await connection.open_connection("127.0.0.1", login.target)
 
             async def send(data: bytes) -> None:
@@ -220,8 +268,9 @@ def asyncssh(login: Login) -> None:
     check(asyncio.run(asyncio.wait_for(use(), 20)))
 
 
-def paramiko(login: Login) -> None:
-    """Paramiko."""
+@contextlib.contextmanager
+def connected_paramiko(login: Login) -> Iterator[Any]:
+    """Log in with Paramiko."""
     module = pytest.importorskip("paramiko", reason="paramiko is not installed")
     trusted = login.server.keys.host.with_suffix(".pub").read_text().split()[1]
     with socket.create_connection(("127.0.0.1", login.server.port), 20) as sock:
@@ -234,16 +283,25 @@ def paramiko(login: Login) -> None:
                     setattr(chosen, what, (name,))
             transport.start_client(timeout=20)
             assert transport.get_remote_server_key().get_base64() == trusted
-            transport.auth_publickey("alice", module.PKey.from_path(login.key))
-            first = transport.H
-            channel = transport.open_channel(
-                "direct-tcpip", ("127.0.0.1", login.target), ("127.0.0.1", 1), timeout=20
-            )
-            exchange(login, channel)
-            assert first != transport.H  # the exchange hash, of another exchange
+            key = module.PKey.from_path(login.key)
+            if login.certificate:
+                key.load_certificate(str(login.certificate))
+            transport.auth_publickey(login.user, key)
+            yield transport
         finally:
             transport.close()
             transport.join(5)
+
+
+def paramiko(login: Login) -> None:
+    """Paramiko."""
+    with connected_paramiko(login) as transport:
+        first = transport.H
+        channel = transport.open_channel(
+            "direct-tcpip", ("127.0.0.1", login.target), ("127.0.0.1", 1), timeout=20
+        )
+        exchange(login, channel)
+        assert first != transport.H  # the exchange hash, of another exchange
 
 
 CLIENTS: dict[str, Callable[[Login], None]] = {

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.interop.targets import Target, echo
+from tests.interop.far import Far, running_far
+from tests.interop.targets import Target, echo, need
 from tests.support.programs import (
     Endpoint,
     Keys,
     OpenSSH,
     Proxy,
     make_keys,
-    newest_peers,
     running_connect,
     running_gateway_serve,
     running_sshd,
-    sshd_path,
 )
 
 if TYPE_CHECKING:
@@ -43,8 +41,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 @pytest.fixture(scope="session")
 def sshd(keys: Keys) -> Iterator[Endpoint]:
-    if sshd_path() is None:
-        pytest.skip("sshd is not installed")
+    need("sshd")
     with running_sshd(keys) as endpoint:
         yield endpoint
 
@@ -70,6 +67,13 @@ def proxy(server: Endpoint) -> Iterator[Proxy]:
         yield running
 
 
+@pytest.fixture(scope="module", params=SERVERS)
+def far(request: pytest.FixtureRequest) -> Iterator[Far]:
+    """Either server, one that lets its clients forward everything."""
+    with running_far(request.param) as found:
+        yield found
+
+
 @pytest.fixture(scope="session")
 def echo_port() -> Iterator[int]:
     """The port of a target that sends everything back and ends when its peer has ended."""
@@ -80,28 +84,13 @@ def echo_port() -> Iterator[int]:
 # -- both ages of OpenSSH --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def peers() -> Path:
-    """The newest OpenSSH, in a folder to chroot into."""
-    try:
-        folder = newest_peers()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    version = subprocess.run(
-        ["chroot", folder, "/usr/bin/ssh", "-V"], capture_output=True, text=True, check=True
-    )
-    print("newest peer:", version.stderr.strip())  # noqa: T201 - with -rA it names what was met
-    return folder
-
-
 @pytest.fixture(scope="module", params=["debian", "newest"])
 def openssh(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OpenSSH]:
     """The machine's OpenSSH and the newest, each with a folder for a module's files."""
     if request.param == "debian":
-        if sshd_path() is None:
-            pytest.skip("sshd is not installed")
+        need("sshd")
         yield OpenSSH(tmp_path_factory.mktemp("openssh"))
         return
     root = request.getfixturevalue("peers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
 import shutil
 import socket
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT_S = 20.0
+SYSTEM_PROGRAMS = ":/usr/sbin:/usr/local/sbin"  # not everybody has them in PATH
 UNKNOWN_NAME = "no-such-name.invalid"
 GREETING, METHOD_CHOSEN = b"\x05\x01\x00", b"\x05\x00"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -26,7 +28,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 def need(program: str) -> str:
     """Return where a program is, or skip the test."""
-    path = shutil.which(program)
+    path = shutil.which(program, path=os.environ.get("PATH", "") + SYSTEM_PROGRAMS)
     if path is None:
         pytest.skip(f"{program} is not installed")
     return path

@@ -25,6 +25,7 @@ import pytest
 
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import KEY_TYPES, PrivateKey
+from tests.interop.targets import need
 from tests.support.programs import (
     GATEWAY,
     client_options,
@@ -37,12 +38,6 @@ from tests.support.programs import (
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 
 USER = getpass.getuser()
-
-
-def need(*programs):
-    for program in programs:
-        if shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin") is None:
-            pytest.skip(f"{program} is not installed")
 
 
 # ---- our client, run to its end ------------------------------------------------------------------
@@ -130,7 +125,8 @@ class SshAgent:
 
 @pytest.fixture
 def agent(tmp_path):
-    need("ssh-agent", "ssh-add")
+    need("ssh-agent")
+    need("ssh-add")
     path = tmp_path / "agent.socket"
     with running("ssh-agent", "-d", "-a", str(path)) as program:
         program.wait_line("SSH_AUTH_SOCK")

@@ -9,12 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), pytest.mark.usefixtures("sshd")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(120),
+    pytest.mark.usefixtures("sshd"),
+    pytest.mark.alone,
+]
 
 COMMANDS = {
     "socks": ["--size", "1"],
+    "forward": ["--size", "1"],
     "path": ["--seconds", "1", "--part", "long put", "--part", "wire get", "--only", "→ serve"],
-    "echo": ["--echoes", "5", "--connects", "2", "--starts", "1", "--logins", "1"],
+    "echo": ["--echoes", "5", "--connects", "2", "--starts", "1"],
     "many": [
         "--seconds",
         "1",
@@ -26,9 +32,12 @@ COMMANDS = {
         "→ serve",
     ],
     "many ": [
-        *("--part", "streams", "--part", "links", "--part", "stop", "--part", "slow"),
-        *("--streams", "5", "--links", "3", "--size", "5", "--pause", "1"),
+        *("--part", "streams", "--part", "stop", "--part", "slow"),
+        *("--streams", "5", "--size", "5", "--pause", "1"),
         *("--readers", "3", "--slow", "1"),
+    ],
+    "serve": [
+        *("--logins", "1", "--links", "3", "--streams", "2", "--seconds", "1", "--opens", "2000"),
     ],
 }
 
@@ -52,9 +61,7 @@ def test_a_command_measures_ours_and_ssh_and_judges(name):
     assert found["bars"]
     cases = {case for figures in found["figures"].values() for case in figures}
     assert any("serve" in case for case in cases)
-    assert any(
-        case.startswith(("ssh -D", "ssh logs in to sshd", "links to sshd")) for case in cases
-    )
+    assert any(case.startswith(("ssh -", "sshd")) for case in cases)
 
 
 def test_a_table_shows_another_tree_and_check_fails_on_a_miss():

@@ -17,7 +17,6 @@ from tests.support.programs import (
     running_gateway_serve,
     running_ssh_proxy,
     running_sshd,
-    sshd_path,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ BLOCK_LENGTH = 1_000_003  # no multiple of anything that is on the way
 GIGABYTE = 1000  # in blocks
 PERMIT = ("--permit-open", "127.0.0.1:*")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(180)]
 
 
 def _send(sock: socket.socket, block: bytes, blocks: int) -> None:
@@ -79,8 +78,7 @@ def _rekeying_server(kind: str, folder: Path) -> Iterator[Endpoint]:
         with running_gateway_serve(keys, *options) as endpoint:
             yield endpoint
         return
-    if sshd_path() is None:
-        pytest.skip("sshd is not installed")
+    need("sshd")
     with running_sshd(keys, "RekeyLimit 256k") as endpoint:
         yield endpoint
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.options import parse_arguments
 from gateway.config.dump import dump
 from gateway.config.keywords import BY_NAME, Kind
 from gateway.config.lines import split_line
 from gateway.config.match import CRITERIA_NAMES
 from gateway.config.ssh_config import Environment, parse_option, read_settings, resolve
+from gateway.errors import ConfigError
 
 # They decide about others, and ssh -G does not write them.
 SAY_NOTHING = {"host", "match", "include", "clearallforwardings"}
@@ -22,9 +24,11 @@ SAY_NOTHING = {"host", "match", "include", "clearallforwardings"}
 NOT_WRITTEN_BY_9_2 = {"ignoreunknown", "tag"}  # the newest ssh -G does
 RENAMED_SINCE_9_2 = {"canonicalizePermittedcnames": "canonicalizepermittedcnames"}
 RESPELLED_SINCE_9_2 = {"tcpkeepalive": {"yes": "true", "no": "false"}}  # as all choices
+NOT_EXPANDED_BY_9_2 = {"environment, tokens": {"setenv"}}
 REFUSED_BY_9_2 = {
     "tag": "Bad configuration option: tag",  # since 9.4
     "weak crypto": "Bad configuration option: warnweakcrypto",  # since 10.1
+    "jump, tokens": "unknown key %j",  # since 9.6
 }
 REFUSED_BY_THE_NEWEST = {
     "class numbers, hexadecimal": "Bad IPQoS value: 0x14",  # we go on to read what older ones read
@@ -43,7 +47,25 @@ CONFIGURATIONS = {
     "dynamic": "DynamicForward 6000\nDynamicForward *:6001\nDynamicForward [::1]:6002\n"
     "DynamicForward 127.0.0.1:6003\nDynamicForward :6004\nDynamicForward localhost:6005\n"
     "DynamicForward 6000\n",
+    "local": "LocalForward 1 a:2\nLocalForward :3 [::1]:4\nLocalForward *:5 b:6\nLocalForward "
+    "[::1]:7 c:8\nLocalForward /s/%h d:9\nLocalForward 10 /t/%%\nLocalForward /u /v/%n-%p\n"
+    "LocalForward 1 a:2\nLocalForward 127.0.0.1:11 ${HOME}\nLocalForward ssh a:http\n",
+    "remote": "RemoteForward 0 a:2\nRemoteForward 8080\nRemoteForward *:9\nRemoteForward /s/%h\n"
+    "RemoteForward [::1]:0 [::2]:3\nRemoteForward :4 /t\nRemoteForward /u /v\n"
+    "RemoteForward /w x:5\nRemoteForward localhost:6 y:7\n",
+    "dynamic, path": "DynamicForward /tmp/x\n",
+    "all cleared": "LocalForward 1 a:2\nRemoteForward 3\nDynamicForward 4\n"
+    "ClearAllForwardings yes\n",
+    "who may be reached": "PermitRemoteOpen a:1 [::1]:2 *:3 b:*\nPermitRemoteOpen none\n",
+    "nobody may be reached": "PermitRemoteOpen none\n",
+    "socket files": "StreamLocalBindMask 0111\nStreamLocalBindUnlink yes\n",
+    "control": "ControlPath ~/.ssh/cm-%r@%h:%p-%C\n",
+    "control, none": "ControlPath none\n",
     "cleared": "DynamicForward 6000\nClearAllForwardings yes\n",
+    "tunnel": "Tunnel yes\nTunnelDevice 3:any\n",
+    "tunnel, ethernet": "Tunnel Ethernet\nTunnelDevice any:2147483645\n",
+    "tunnel, none": "Tunnel no\nTunnelDevice 4\n",
+    "tunnel, cleared": "Tunnel point-to-point\nClearAllForwardings yes\n",
     "strict off": "StrictHostKeyChecking off\n",
     "strict new": "StrictHostKeyChecking Accept-New\nStrictHostKeyChecking no\n",
     "strict yes": "StrictHostKeyChecking yes\n",
@@ -85,6 +107,19 @@ CONFIGURATIONS = {
     "session, background": "StdinNull yes\nForkAfterAuthentication yes\nRemoteCommand  echo "
     "'a  b' %h # %p\n",
     "command": "RemoteCommand=%n %C %d %i %k %L %l %r %u %% ${HOME}\nHostKeyAlias A\n",
+    "terminal": "RequestTTY force\nSessionType Subsystem\nEscapeChar ^]\n"
+    "EnableEscapeCommandline yes\n",
+    "terminal, yes": "RequestTTY Yes\nEscapeChar none\nSessionType default\n",
+    "terminal, no": "RequestTTY false\nEscapeChar %\n",
+    "terminal, auto": "RequestTTY auto\nEscapeChar ' '\n",
+    "escape, backslash": "EscapeChar \\\n",
+    "escape, control": "EscapeChar ^\x7f\n",
+    "environment": "SendEnv LANG LC_* A\nSendEnv -LC_* B\nSetEnv A=1 'B=x  y' A=2\nSetEnv C=3\n",
+    "environment, tokens": "SetEnv A=%h-%% B=${HOME} 'C=%r x'\n",
+    "environment, nothing kept": "SendEnv A B*\nSendEnv -*\nSetEnv A=\n",
+    "local command": "PermitLocalCommand yes\nLocalCommand  echo %h  'a b' %T # x\n",
+    "local command, not permitted": "LocalCommand echo %h\nPermitLocalCommand no\n",
+    "local command, none": "LocalCommand None\nPermitLocalCommand yes\n",
     "levels": "LogLevel quiet\nPubkeyAuthentication host-bound\n",
     "levels, debug": "LogLevel DEBUG\nPubkeyAuthentication no\n",
     "prompts": "NumberOfPasswordPrompts 1\nPubkeyAuthentication unbound\n",
@@ -108,6 +143,17 @@ CONFIGURATIONS = {
     " User bob\n",
     "tag": "Tag work\nMatch tagged home\n Port 1\nMatch tagged w*\n Port 2\nTag other\n",
     "weak crypto": "WarnWeakCrypto no\n",
+    "jump": "ProxyJump a\n",
+    "jumps": "ProxyJump bob@a:7,[::1]:8,c@10.0.0.1\nProxyCommand nc %h %p\n",
+    "jump, none": "ProxyJump none\nProxyCommand nc %h %p\n",
+    "jump, none twice": "ProxyJump none\nProxyCommand none\nProxyCommand nc\nProxyJump a\n",
+    "jump, parts of the name": "ProxyJump %r@gate-%h\n",
+    "jump, hidden": "ProxyCommand nc\nProxyJump a\n",
+    "jump, URI": "ProxyJump ssh://bob@a:7\n",
+    "jump, tokens": "ProxyJump carol@gate\nRemoteCommand %j %C\n",
+    "proxy command": "ProxyCommand=nc -X 5 '%h'  %p # %r %n %k %%\nProxyUseFdpass yes\n"
+    "ProxyJump a\n",
+    "proxy command, none": "ProxyCommand none\nProxyJump a\n",
     "unknown": "IgnoreUnknown Use*\nUseKeychain yes\nPort 7\n",
 }
 
@@ -202,11 +248,6 @@ def ours(file, host, options=(), **more):
 
 
 def assert_same(ours, theirs, keywords):
-    for forwards in (ours, theirs):  # an empty address means the same as a star
-        if "dynamicforward" in forwards:
-            forwards["dynamicforward"] = [
-                value.replace("[]", "[*]") for value in forwards["dynamicforward"]
-            ]
     for keyword in sorted(keywords | {"hostname", "user", "port"}):
         assert ours.get(keyword) == theirs.get(keyword), keyword
 
@@ -224,7 +265,9 @@ def test_ssh_reads_the_same(openssh, name, tmp_path, environment):
     if message := refusals(openssh).get(name):
         assert message in run_ssh(openssh, file, "jump").stderr
         return
-    keywords = explicit(text) - (NOT_WRITTEN_BY_9_2 if is_9_2(openssh) else set())
+    keywords = explicit(text)
+    if is_9_2(openssh):
+        keywords -= NOT_WRITTEN_BY_9_2 | NOT_EXPANDED_BY_9_2.get(name, set())
     assert_same(read, asked_of_ssh(openssh, file, "jump"), keywords)
 
 
@@ -307,3 +350,64 @@ def test_our_match_has_the_criteria_that_ssh_has(openssh, tmp_path):
     known = accepted(openssh, tmp_path / "config", "Match ", words_of(openssh), complaint)
     missing = CRITERIA_NAMES_SINCE_9_2 if is_9_2(openssh) else set()
     assert known == set(CRITERIA_NAMES) - missing
+
+
+# -- forwards on the command line ------------------------------------------------------------------
+
+GOOD_FORWARDS = [
+    ("-L", "1:a:2"), ("-L", ":1:a:2"), ("-L", "*:1:a:2"), ("-L", "[::1]:1:[::2]:2"),
+    ("-L", "/a:h:3"), ("-L", "h:4:/x"), ("-L", "4:/x/%h"), ("-L", " 1:a:2"), ("-L", "1:a:2:"),
+    ("-L", r"a\:b:1:c:2"), ("-L", "http:a:https"), ("-L", "[/p:q]:/r"), ("-L", "a/b:c:1"),
+    ("-R", "1:a:2"), ("-R", "0:a:2"), ("-R", "b:1:a:2"), ("-R", "[::1]:1"), ("-R", "1"),
+    ("-R", "/s"), ("-R", "/s:/t"), ("-R", "/s:a:1"), ("-R", "1:/t"), ("-R", ":0"), ("-R", "h:0:/t"),
+    ("-D", "1"), ("-D", "*:1"), ("-D", "[::1]:1"), ("-D", "/s"), ("-D", "localhost:1"),
+]  # fmt: skip
+BAD_FORWARDS = [
+    ("-L", "0:a:1"), ("-L", "1:a"), ("-L", "/a"), ("-L", "[a:b:c"), ("-L", "1:a:70000"),
+    ("-L", "1:2:3:4:5"), ("-L", "x:a:1"), ("-L", "1:a:0"), ("-L", "[::1]x:1:a:2"), ("-L", ":a:1"),
+    ("-R", "a:/x"), ("-R", "1:a:0"), ("-R", "1:2:3:4:5"), ("-R", "65536"),
+    ("-D", "0"), ("-D", "1:a:2"), ("-D", "::1:1"), ("-D", "x"),
+]  # fmt: skip
+SLOTS = {"-L": "localforward", "-R": "remoteforward", "-D": "dynamicforward"}
+
+
+def of_command_line(option, text, environment):
+    parsed = parse_arguments([option, text, "jump"])
+    return {"files": (), "command_line": parsed.settings, "environment": environment}
+
+
+@pytest.mark.parametrize(("option", "text"), GOOD_FORWARDS)
+def test_a_forward_means_the_same(openssh, option, text, environment):
+    read = read_settings("jump", **of_command_line(option, text, environment))
+    mine = {}
+    for line in dump(resolve(read, environment), read.settings):
+        keyword, _, value = line.partition(" ")
+        mine.setdefault(keyword, []).append(value)
+    theirs = asked_of_ssh(openssh, "none", "jump", option, text)
+    assert mine[SLOTS[option]] == theirs[SLOTS[option]]
+
+
+@pytest.mark.parametrize(("option", "text"), BAD_FORWARDS)
+def test_what_ssh_takes_for_no_forward_is_none(openssh, option, text, environment):
+    assert run_ssh(openssh, "none", "jump", option, text).returncode == 255
+    with pytest.raises(ConfigError, match=f"(?i){SLOTS[option]}"):
+        resolve(read_settings("jump", **of_command_line(option, text, environment)), environment)
+
+
+@pytest.mark.parametrize("options", [(), ("-o", "ClearAllForwardings=no"),
+                                     ("-o", "ExitOnForwardFailure=no", "-D", "5")])  # fmt: skip
+def test_what_stdio_forwarding_implies(openssh, options, environment):
+    arguments = ["-W", "a:1", *options]
+    parsed = parse_arguments([*arguments, "jump"])
+    read = read_settings(
+        "jump",
+        files=(),
+        command_line=parsed.settings,
+        defaults=parsed.defaults,
+        environment=environment,
+    )
+    theirs = asked_of_ssh(openssh, "none", "jump", *arguments)
+    mine = [line.split(" ", 1) for line in dump(resolve(read, environment), read.settings)]
+    for keyword in ("exitonforwardfailure", "clearallforwardings", "sessiontype"):
+        assert [value for key, value in mine if key == keyword] == theirs[keyword]
+    assert ("dynamicforward" in dict(mine)) == ("dynamicforward" in theirs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.interop.targets import need
 from tests.support.programs import (
     GATEWAY,
     USER,
@@ -12,7 +13,6 @@ from tests.support.programs import (
     make_keys,
     run_gateway,
     running_sshd,
-    sshd_path,
 )
 
 pytestmark = pytest.mark.timeout(60)
@@ -72,8 +72,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path):
-    if sshd_path() is None:
-        pytest.skip("sshd is not installed")
+    need("sshd")
     return Place(tmp_path / "place")
 
 

@@ -21,6 +21,7 @@ from tests.interop.targets import (
     begin_socks,
     content,
     curl,
+    need,
     read_all,
     read_exactly,
     reset,
@@ -39,7 +40,6 @@ from tests.support.programs import (
     running_connect,
     running_gateway_serve,
     running_sshd,
-    sshd_path,
 )
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def _denying(kind: str, keys: Keys) -> Iterator[Endpoint]:
         with running_gateway_serve(keys, "-v") as endpoint:  # no rule: all but the box itself
             yield endpoint
         return
-    if sshd_path() is None:
-        pytest.skip("sshd is not installed")
+    need("sshd")
     with running_sshd(keys, kind) as endpoint:
         yield endpoint
 
@@ -356,8 +355,8 @@ def test_a_lost_link_resets_streams_answers_openings_and_ends_the_program(
     kind: str, tmp_path: Path
 ) -> None:
     keys = make_keys(tmp_path / "keys")
-    if kind == "sshd" and sshd_path() is None:
-        pytest.skip("sshd is not installed")
+    if kind == "sshd":
+        need("sshd")
     running_server = running_sshd(keys) if kind == "sshd" else running_gateway_serve(keys)
     with (
         running_server as server,

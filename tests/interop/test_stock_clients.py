@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-import socket
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -26,7 +24,6 @@ from tests.support.programs import (
     Keys,
     Program,
     client_options,
-    eventually,
     free_port,
     make_keys,
     running,
@@ -35,6 +32,7 @@ from tests.support.programs import (
 )
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -129,68 +127,10 @@ def test_ssh_with_an_unknown_key_is_refused(serve: Endpoint, tmp_path: Path) -> 
     assert b"Permission denied (publickey)" in result.stderr
 
 
-@pytest.mark.parametrize("request_type", ["remote forwarding", "agent", "X11"])
-def test_ssh_asks_for_what_is_not_served_and_goes_on(
-    serve: Endpoint, page: int, request_type: str
-) -> None:
-    option = {"remote forwarding": ("-R", "0:localhost:1"), "agent": ("-A",), "X11": ("-X",)}
-    with running_ssh_proxy(serve, *option[request_type]) as port:
+def test_ssh_asks_to_listen_where_nobody_may_and_goes_on(serve: Endpoint, page: int) -> None:
+    with running_ssh_proxy(serve, "-R", "0:localhost:1") as port:
         result = curl("--socks5-hostname", f"localhost:{port}", f"http://localhost:{page}/")
         assert result.stdout == PAGE
-
-
-# -- Dropbear and PuTTY ----------------------------------------------------------------------------
-
-
-def _dropbear_key(keys: Keys) -> Path:
-    path = keys.folder / "dropbear"
-    if not path.exists():
-        subprocess.run(
-            [need("dropbearconvert"), "openssh", "dropbear", str(keys.user), str(path)],
-            capture_output=True, check=True,
-        )  # fmt: skip
-    return path
-
-
-def test_dropbear_local_forwarding(serve: Endpoint, page: int, tmp_path: Path) -> None:
-    port = free_port()
-    with running(
-        need("dbclient"), "-y", "-y", "-N", "-i", str(_dropbear_key(serve.keys)),
-        "-L", f"{port}:127.0.0.1:{page}", "-p", str(serve.port), "root@127.0.0.1",
-        HOME=str(tmp_path),
-    ) as program:  # fmt: skip
-        eventually(lambda: _is_open(port) or _no_algorithm(program), "dbclient listens")
-        if _no_algorithm(program):  # Debian builds it without AES-GCM
-            pytest.skip(f"nothing in common with this dbclient: {_no_algorithm(program)}")
-        fetch(port)
-
-
-def _no_algorithm(program: Program) -> str:
-    return next((line for line in program.lines if "No matching algo" in line), "")
-
-
-def _is_open(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
-
-
-def test_plink_local_forwarding(serve: Endpoint, page: int, tmp_path: Path) -> None:
-    plink, port = need("plink"), free_port()
-    key = tmp_path / "key.ppk"
-    subprocess.run(
-        [need("puttygen"), str(serve.keys.user), "-O", "private", "-o", str(key)], check=True
-    )
-    public = subprocess.run(
-        ["ssh-keygen", "-l", "-f", str(serve.keys.host)], capture_output=True, text=True, check=True
-    )
-    with running(
-        plink, "-batch", "-ssh", "-v", "-N", "-i", str(key), "-hostkey", public.stdout.split()[1],
-        "-L", f"{port}:127.0.0.1:{page}", "-P", str(serve.port), "root@127.0.0.1",
-    ) as program:  # fmt: skip
-        program.wait_line("Local port .* forwarding to")
-        eventually(lambda: _is_open(port), "plink listens")
-        fetch(port)
 
 
 # -- AsyncSSH --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 
+from tests.interop.targets import need
 from tests.support.programs import (
     GATEWAY,
     client_options,
@@ -18,7 +19,6 @@ from tests.support.programs import (
     make_keys,
     running,
     running_sshd,
-    sshd_path,
 )
 
 pytestmark = pytest.mark.timeout(60)
@@ -36,8 +36,7 @@ WE_ARE_DONE = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """An sshd with a host key of three types, and two keys that it had before."""
-    if sshd_path() is None:
-        pytest.skip("sshd is not installed")
+    need("sshd")
     keys = make_keys(tmp_path_factory.mktemp("server"))
     extra = []
     for kind, name in (

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from gateway.errors import ChannelOpenError, ConnectionLost, GatewayError, RemoteProtocolError
+from gateway.events import GlobalReplied
 from gateway.net.link import CONGESTION_DEADLINE_S, GOODBYE_DEADLINE_S, WATCH_INTERVAL_S
 from gateway.net.login import MAXIMUM_EVENTS, ClientLink
 from gateway.ssh import messages, packets
@@ -69,6 +70,20 @@ async def test_any_byte_counts_as_life(autojump_clock):
         await trio.testing.wait_all_tasks_blocked()
         assert links.link.failure is None
         assert not links.client_carrier.outbox.data, "nobody had to be asked"
+
+
+async def test_a_standstill_of_our_own_is_nobodys_silence(autojump_clock):
+    """Stopped by ``~^Z`` or a debugger we hear nobody; who is gone is found out afterwards."""
+    links = make_links(alive_interval_s=15)
+    async with linked(links):
+        for _ in range(3):
+            autojump_clock.jump(3600)
+            await trio.testing.wait_all_tasks_blocked()
+            assert links.link.failure is None
+        began_s = trio.current_time()
+        freeze(links)
+        await links.link.ended.wait()
+        assert trio.current_time() - began_s == pytest.approx(45, abs=2 * WATCH_INTERVAL_S)
 
 
 async def test_nobody_is_probed_before_the_login(autojump_clock):
@@ -206,6 +221,31 @@ async def test_many_small_sends_in_a_batch_are_one_write(autojump_clock):
         links.link.flush()
         assert links.client_carrier.writes == before + 1
         assert await read_all(remote, 5000) == b"small" * 1000
+
+
+@pytest.mark.parametrize(
+    ("target_kib", "others", "turn_kib"),
+    [
+        (64, 0, 64),  # alone: all
+        (64, 3, 16),  # one of few: the share, as a packet that is worth its cost
+        (64, 1, 16),
+        (64, 31, 4),  # one of many: several turns while the target goes out once
+        (512, 3, 32),
+        (4096, 3, 64),
+    ],
+)
+async def test_a_turn_is_a_part_of_what_may_be_in_flight(
+    autojump_clock, target_kib, others, turn_kib
+):
+    links = make_links()
+    async with linked(links):
+        link = links.link
+        meter = link.protocol.connection.meter
+        meter.target_out = meter.send_step = target_kib * 1024
+        meter.send_until = link.protocol.outbound.data_total + meter.target_out
+        for _ in range(others):
+            link.turns.wait(lambda: None, is_bulk=True)
+        assert link.bulk_limit() == turn_kib * 1024
 
 
 async def test_a_carrier_that_takes_a_little_gets_the_rest_later(autojump_clock):
@@ -423,6 +463,34 @@ async def test_a_broken_link_wakes_everyone(autojump_clock):
         ("room", "ConnectionLost"),
     ]
     assert_released(links.link)
+
+
+async def test_an_answer_in_the_batch_that_loses_the_link(autojump_clock, caplog):
+    links = make_links()
+    async with linked(links):
+        answer = links.link.ask("a@example.com", b"")
+        connection = links.link.protocol.connection
+        connection._emit(GlobalReplied(success=True, response_specific=b""))
+        links.link.close("broken")
+        links.link.dispatch()
+        with pytest.raises(ConnectionLost):
+            await answer.wait()
+    assert not caplog.records
+
+
+async def test_a_turn_in_which_the_link_is_lost_is_the_last(autojump_clock):
+    links = make_links()
+    async with linked(links):
+        link, taken = links.link, []
+
+        def lose():
+            taken.append(1)
+            link.close("broken")
+
+        for is_bulk in (False, True, False, True):
+            link.turns.wait(lose, is_bulk=is_bulk)
+        link.turns.give(link.protocol.outbound, link.protocol.connection)
+        assert taken == [1]
 
 
 async def test_what_an_owner_does_after_the_end_takes_no_buffer(autojump_clock):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import select
 import socket
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
 
 from gateway.net import poller
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 
 @pytest.fixture
@@ -220,3 +224,96 @@ async def test_who_waits_for_a_socket_that_is_closed_hears_of_it(pair):
             await trio.testing.wait_all_tasks_blocked()
             poller.close(ours)
             poller.close(ours)
+
+
+# ---- at rest -------------------------------------------------------------------------------------
+
+
+async def test_trio_is_as_we_know_it() -> None:
+    """Else every wake of an idle process goes through trio, which costs three times as much."""
+    await trio.sleep(0)
+    assert not poller.current()._trio.waits_itself()
+
+
+async def test_who_was_to_run_before_it_began_runs() -> None:
+    """Trio runs what is runnable in a random order, so the poller may be the first."""
+    for _ in range(20):
+        started_s = time.perf_counter()
+        steps = []
+
+        async def step(steps: list[int] = steps) -> None:
+            for number in range(3):
+                steps.append(number)
+                await trio.lowlevel.checkpoint()
+
+        async def main(step: Callable[[], Awaitable[None]] = step) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(step)
+                poller.current()
+
+        await trio.to_thread.run_sync(trio.run, main)
+        assert steps == [0, 1, 2]
+        assert time.perf_counter() - started_s < 0.5
+
+
+async def test_at_rest_timers_threads_and_sockets_of_trio_are_not_late() -> None:
+    poller.current()
+    near, far = trio.socket.socketpair()
+    with near, far:
+        await trio.sleep(0.05)  # it rests now
+        started_s = time.perf_counter()
+        await trio.sleep(0.02)
+        assert 0.02 <= time.perf_counter() - started_s < 0.3
+        for _ in range(3):
+            started_s = time.perf_counter()
+            await trio.to_thread.run_sync(time.sleep, 0.02)
+            assert time.perf_counter() - started_s < 0.3
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                await far.send(await far.recv(1))
+
+            nursery.start_soon(answer)
+            await trio.sleep(0.05)
+            started_s = time.perf_counter()
+            await near.send(b"x")
+            assert await near.recv(1) == b"x"
+            assert time.perf_counter() - started_s < 0.3
+
+
+async def test_who_wants_to_know_that_nothing_happens_is_told_once() -> None:
+    told = []
+    this = poller.current()
+    this.at_rest(lambda: told.append("rest"))
+    this.again(lambda: told.append("again"))
+    while len(told) < 2:
+        await trio.sleep(0.005)
+    await trio.sleep(0.02)
+    assert told == ["again", "rest"]
+
+
+async def test_at_rest_a_defect_is_logged_and_what_is_left_is_done_at_once(caplog) -> None:
+    told = []
+    this = poller.current()
+
+    def fail() -> None:
+        raise ValueError("at rest")
+
+    this.at_rest(fail)
+    this.at_rest(lambda: this.again(lambda: told.append("again")))
+    started_s = time.perf_counter()
+    with trio.fail_after(5):
+        while not told:
+            await trio.sleep(0.005)
+    assert time.perf_counter() - started_s < 0.5
+    assert "at rest" in caplog.text
+
+
+async def test_what_a_function_at_rest_leaves_to_do_does_not_wait() -> None:
+    """Nothing else wakes the process: no timer is near, and no socket."""
+    done = trio.Event()
+    this = poller.current()
+    this.at_rest(lambda: this.again(done.set))
+    started_s = time.perf_counter()
+    await done.wait()
+    assert time.perf_counter() - started_s < 0.5

@@ -12,19 +12,18 @@ import trio.testing
 
 from gateway import events
 from gateway.errors import ChannelOpenError, ConnectionLost
-from gateway.net import link
+from gateway.net import link, relay
 from gateway.policy.limits import Limits
 from gateway.serving import opens
-from gateway.serving.authorize import AnyName
 from tests.net.test_serve_listeners import connect, is_free, listening
 from tests.net.test_serve_listeners import opened as forwarded
 from tests.support.memory import read_all, send_all
 from tests.support.serving import (
     ALICE_KEY,
     BOB_KEY,
-    TestPeople,
     TestRules,
     make_options,
+    make_people,
     running_box,
 )
 
@@ -74,7 +73,7 @@ async def test_users_that_are_gone_lose_their_links_and_others_do_not(echo_port)
         alice = await box.log_in()
         bob = await box.log_in(BOB_KEY, user_name="bob")
         kept = await bob.open("127.0.0.1", echo_port)
-        people = TestPeople(AnyName(make_options().authorized_keys), users=frozenset(("bob",)))
+        people = make_people(users=frozenset(("bob",)))
         box.server.apply(make_options(people=people))
         await alice.link.ended.wait()
         assert "this user or key may not log in any more" in str(alice.link.failure)
@@ -90,7 +89,7 @@ async def test_a_key_that_is_gone_or_not_enough_any_more_ends_its_links():
         box.server.apply(make_options(BOB_KEY))
         await alice.link.ended.wait()
         assert bob.link.failure is None
-        people = TestPeople(AnyName(make_options().authorized_keys), required=2)
+        people = make_people(required=2)
         box.server.apply(make_options(people=people))
         await bob.link.ended.wait()
 
@@ -178,6 +177,27 @@ async def test_a_defect_while_a_channel_is_opened_ends_that_one(monkeypatch, cap
                     await client.open("127.0.0.1", echo_port)
                 box.rules.defect = None
         assert caplog.text.count("internal error") == 2
+        await round_trip(healthy)
+        assert box.server.shared.channels == 1
+
+
+async def test_a_defect_after_a_channel_was_confirmed_ends_that_one(monkeypatch, caplog, echo_port):
+    start = relay.Relay.start
+
+    def defect(*args):
+        start(*args)
+        raise ZeroDivisionError
+
+    async with running_box() as box:
+        client = await box.log_in()
+        healthy = await client.open("127.0.0.1", echo_port)
+        with monkeypatch.context() as patch:
+            patch.setattr(relay.Relay, "start", defect)
+            channel = await client.open("127.0.0.1", echo_port)
+            with trio.fail_after(5):
+                while not channel.close_received:
+                    await trio.sleep(0.005)
+        assert caplog.text.count("internal error") == 1
         await round_trip(healthy)
         assert box.server.shared.channels == 1
 

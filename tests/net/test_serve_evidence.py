@@ -23,14 +23,15 @@ from gateway import events
 from gateway.audit.chain import verify
 from gateway.audit.records import decode
 from gateway.audit.store import INITIAL_KEY_FILE, KEY_FILE, Store, log_files, read_key
-from gateway.audit.writer import FLUSH_INTERVAL_S, AuditLog
+from gateway.audit.writer import FLUSH_INTERVAL_S, REPEATS, AuditLog
 from gateway.cli.serve_audit import CANNOT_BE_WRITTEN
 from gateway.errors import ChannelOpenError, ConnectionLost
 from gateway.policy.limits import Limits
 from gateway.policy.rules import Verdict
 from gateway.serving import opens
 from gateway.serving.evidence import Evidence, Facts
-from gateway.ssh.messages import DirectTcpip
+from gateway.ssh.messages import DirectStreamlocal, DirectTcpip
+from gateway.ssh.numbers import OpenFailure
 from tests.net.test_serve_listeners import connect, is_reset, listening
 from tests.net.test_serve_listeners import opened as forwarded
 from tests.net.test_serve_sessions import session
@@ -274,11 +275,44 @@ async def test_channels_that_came_to_nothing(tmp_path, echo_port, monkeypatch):
     found = [(r["channel_class"], r["dialled"], r["reason"], r["rule"])
              for r in records(folder, "channel.fail")]  # fmt: skip
     assert found == [
-        ("forwarded-tcpip", "", r"not\x1b here", ""),
+        ("forwarded-tcpip", "", r"not\x1b here", "r1"),
         ("direct-tcpip", "", "an internal error of the server", ""),
         ("direct-tcpip", "192.0.2.1 port 80", "the connection ended first", "r1"),
     ]
     assert [r["side"] for r in records(folder, "conn.close")] == ["network"]
+
+
+async def test_a_scan_is_counted_and_not_written_line_by_line(tmp_path):
+    """T44: the first refusals are there at once, of the others the number, and nothing is kept."""
+    folder = tmp_path / "audit"
+    refused = Counter()
+    asked = {
+        "direct-tcpip": DirectTcpip("127.0.0.1", FORBIDDEN, "127.0.0.1", 4321).encode(),
+        "x11": b"",
+    }
+    async with audited_box(folder, limits=Limits(opens_per_second_per_user=5000)) as box:
+        client = await box.log_in()
+        for _ in range(10):
+            for kind, specific in asked.items():
+                for _ in range(50):
+                    client.link.ask_for_channel(
+                        kind, specific, lambda port: refused.update([port.failure.reason_code])
+                    )
+            with trio.fail_after(5):
+                while sum(refused.values()) % 100 or client.link.protocol.connection.channels:
+                    await trio.sleep(0.001)
+        with trio.fail_after(5):
+            while len(records(folder, "policy.decision")) < 2 * REPEATS:
+                await trio.sleep(FLUSH_INTERVAL_S / 10)
+        assert not box.server.shared.channels
+        (served,) = box.server.shared.links.values()
+        assert not served.link.protocol.connection.channels
+    prohibited, unknown = OpenFailure.ADMINISTRATIVELY_PROHIBITED, OpenFailure.UNKNOWN_CHANNEL_TYPE
+    assert refused == {prohibited: 500, unknown: 500}
+    found = Counter(r["rule"] for r in records(folder, "policy.decision"))
+    assert found == {"no-ssh": REPEATS, "": REPEATS}
+    more = {r["reason"]: r["count"] for r in records(folder, "log.repeated")}
+    assert more == {"no-ssh": 500 - REPEATS, "": 500 - REPEATS}
 
 
 # ---- links ---------------------------------------------------------------------------------------
@@ -310,6 +344,7 @@ async def test_the_records_of_a_link_and_of_the_server(tmp_path):
     assert auth["key_type"] == "ssh-ed25519"
     assert (decision["action"], decision["object"]) == ("listen", "localhost port 0")
     assert added["port"] == removed["port"] == port
+    assert added["rule"] == removed["rule"] == decision["rule"] == "r1"
     assert removed["reason"] == "cancelled"
     assert (closed["side"], closed["user"], closed["rekeys"]) == ("client", "alice", 0)
     assert "good bye" in closed["reason"]
@@ -351,9 +386,11 @@ def test_drops_at_accept_are_counted():
     assert [(r.kind, r.reason, r.count) for r in written] == [("noise", "too many", 7)]
 
 
-async def test_control_characters_are_escaped(tmp_path, capsys):
+async def test_control_characters_are_escaped(tmp_path):
+    """T50: in every text that a peer may choose, and none is longer than it may be."""
     folder = tmp_path / "audit"
     hostile = "al\x1b[2Jice\n\u202e"
+    long = "\x1b[2Jlong\n" * 3000
     async with audited_box(folder) as box:
         eve = box.connect(BOB_KEY, user_name=hostile)
         with pytest.raises(Exception, match=r"publickey|denied|refused|permission"):
@@ -364,6 +401,18 @@ async def test_control_characters_are_escaped(tmp_path, capsys):
             await client.open("ho\x1b[2Jst\n.invalid", FORBIDDEN)
         with pytest.raises(ChannelOpenError):
             await client.link.open_channel("x\x1b[2J\n", b"")
+        fields = DirectTcpip("127.0.0.1", free_port(), f"from\x1b[2J\n{long}", 1).encode()
+        with pytest.raises(ChannelOpenError):
+            await client.link.open_channel("direct-tcpip", fields)
+        fields = DirectStreamlocal("/so\x1b[2Jck\n", "", 0).encode()
+        with pytest.raises(ChannelOpenError):
+            await client.link.open_channel("direct-streamlocal@openssh.com", fields)
+        assert not (await client.forward("bi\x1b[2Jnd\n", 0)).success
+        client.refuses_with = f"no\x1b[2Jt here\n{long}"
+        assert await is_reset(await listening(box, client))
+        client.link.disconnect(f"by\x1b[2Je\n{long}")
+        await client.link.ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
     text = b"".join(path.read_bytes() for path in log_files(folder))
     assert set(text) <= {10, *range(32, 127)}
     for line in text.splitlines():
@@ -371,8 +420,9 @@ async def test_control_characters_are_escaped(tmp_path, capsys):
             assert "\x1b" not in str(value)
             assert "\n" not in str(value)
             assert "\u202e" not in str(value)
-    assert b"2Jice" in text
-    assert b"2Jst" in text
+    for part in (b"2Jice", b"2Jst", b"from", b"2Jck", b"2Jnd", b"2Jt here", b"2Je", b"2Jlong"):
+        assert part in text, part
+    assert max(map(len, text.splitlines())) < 3000
 
 
 # ---- a log that cannot be written ----------------------------------------------------------------

@@ -275,7 +275,7 @@ async def test_so_are_listeners_and_channels(monkeypatch):
         port = await listening(box, client)
         await listening(box, client)
         assert not (await client.forward("localhost", 0)).success
-        assert "2 ports, which is the limit" in client.said[-1]
+        assert "2 places, which is the limit" in client.said[-1]
         async with await connect(port):
             await opened(client)
             assert await is_reset(port)
@@ -312,7 +312,7 @@ async def test_a_dead_link_loses_its_port_to_the_same_user_and_key(monkeypatch):
                 if len(order) == 201:
                     answered.set()
 
-            newer.link._ask(name, specific, on_reply)
+            newer.link.ask(name, specific).on_arrival = on_reply
 
         box.rules.listen.add(("localhost", port))
         ask("tcpip-forward", TcpipForward("localhost", port).encode())

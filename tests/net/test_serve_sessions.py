@@ -16,6 +16,9 @@ from gateway.serving import link as link_module
 from gateway.ssh import hostkeys, messages, wire
 from gateway.ssh.keys import PrivateKey, parse_public_key_untrusted
 from gateway.ssh.numbers import OpenFailure
+from gateway.ssh.tunnel import OFFLOAD_CHANNEL_TYPE, OffloadOpen
+from gateway.tun.packet import ANY_UNIT, Mode
+from gateway.tun.superpump import LEAST_PACKET_SIZE
 from tests.support.memory import read_all, send_all
 from tests.support.pair import HOST_KEY
 from tests.support.serving import ALICE_KEY, make_options, running_box
@@ -125,6 +128,20 @@ async def test_what_a_session_does_not_have(name):
         assert shell.output.count("You are") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("x11-req", "X11"), ("auth-agent-req@openssh.com", "agent"), ("agent-req", "agent")],
+)
+async def test_what_is_not_forwarded_is_refused_with_a_reason(name, what):
+    async with running_box() as box:
+        client = await box.log_in()
+        shell = await session(client)
+        shell.ask(name)
+        shell.ask("shell")
+        await shell.ended.wait()
+        assert client.said == [f"denied: this is a jump box, which forwards no {what}"]
+
+
 async def test_a_session_that_nobody_uses_or_reads_ends_with_its_client():
     async with running_box() as box:
         client = await box.log_in()
@@ -180,6 +197,21 @@ async def test_unknown_channel_types(kind):
         with pytest.raises(ChannelOpenError) as caught:
             await client.link.open_channel(kind, b"")
         assert caught.value.reason_code == OpenFailure.UNKNOWN_CHANNEL_TYPE
+        assert not box.of_type(events.Decision)[0].allowed
+
+
+async def test_packets_too_small_for_unfinished_ones_are_refused_before_a_device_is_made(
+    monkeypatch,
+):
+    monkeypatch.setattr("gateway.ssh.connection.MAXIMUM_DATA", LEAST_PACKET_SIZE - 1)
+    async with running_box() as box:
+        client = await box.log_in()
+        request = OffloadOpen(int(Mode.POINT_TO_POINT), ANY_UNIT, 1).encode()
+        with pytest.raises(
+            ChannelOpenError, match="takes packets of 131085 bytes or more"
+        ) as caught:
+            await client.link.open_channel(OFFLOAD_CHANNEL_TYPE, request)
+        assert caught.value.reason_code == OpenFailure.CONNECT_FAILED
         assert not box.of_type(events.Decision)[0].allowed
 
 

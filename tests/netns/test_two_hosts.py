@@ -68,9 +68,11 @@ def test_nothing_stays_behind(two_hosts: Lab) -> None:
 
 def test_half_a_lab_is_removed_too(two_hosts: Lab) -> None:
     bad_end = End("server", "eth0", ("not an address",))
-    topology = dataclasses.replace(TWO_HOSTS, cables=((TWO_HOSTS.cables[0][0], bad_end),))
+    topology = dataclasses.replace(
+        TWO_HOSTS, cables=(dataclasses.replace(TWO_HOSTS.cables[0], right=bad_end),)
+    )
     lab = Lab(topology)
-    with pytest.raises(LabError, match=r"`ip .*not an address.*` failed: "), lab:
+    with pytest.raises(LabError, match=r"`ip .*` failed: .*: .*address add not an address"), lab:
         pass
     assert namespaces(lab.prefix) == []
     assert len(namespaces(two_hosts.prefix)) == 2

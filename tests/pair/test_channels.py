@@ -389,18 +389,6 @@ def test_extended_data_counts_against_the_window():
 # ---- opening (T44, T45, T62) ---------------------------------------------------------------------
 
 
-def test_a_client_lets_nobody_open_a_channel():
-    pair = logged_in_pair()
-    for kind in ("session", "forwarded-tcpip", "x11", "auth-agent@openssh.com", ""):
-        inject(pair.client, messages.ChannelOpen(kind, 3, WINDOW, 32768))
-    assert pair.client.connection.channels == {}
-    assert all_events(pair.client) == []
-    numbers = []
-    pair.server.connection.receive = lambda payload: numbers.append(payload[0])
-    pair.pump()
-    assert numbers == [Msg.CHANNEL_OPEN_FAILURE] * 5
-
-
 def test_refused_opens_leave_nothing():
     """T44."""
     pair = logged_in_pair()

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import asynccontextmanager
 
 import pytest
 
+from gateway.net import poller
+from gateway.tun.pump import PACKETS_AT_ONCE
+from gateway.tun.superpump import make_pump
+from gateway.tun.virtio import HEADER
+from tests.support.memory import linked, make_links
+from tests.support.packets import ipv4
 from tests.support.pair import logged_in_pair
+from tests.support.tun import FakeDevice
 
 PACKETS = 100
 
@@ -100,3 +108,95 @@ def test_a_batch_costs_the_same_whatever_is_in_it(ends):
         for _ in range(200):
             pair.open_channel()
     assert counts[1] <= counts[0] + 5
+
+
+# ---- a tunnel's packets --------------------------------------------------------------------------
+
+TUN_SEAL_PYTHON, TUN_SEAL_C = 2, 6  # seal_channel_data, seal_into; readv, len, … and as above
+TUN_OPEN_PYTHON, TUN_OPEN_C = 6, 12  # as OPEN, the sink, judge_ip; write, unpack_from, get, len
+TUN_BATCH = 60  # of a pump: flush, window adjusts, the poller
+
+# Between gateways: a record, and what a large one costs besides, for it has its own message.
+RECORD_OUT_PYTHON, RECORD_OUT_C = 0, 2  # readv, pack_into
+SUPER_OUT_PYTHON, SUPER_OUT_C = 4, 4  # _seal, sent_datagrams; as above
+RECORD_IN_PYTHON, RECORD_IN_C = (
+    3,
+    5,
+)  # _judge_record, judge, _stated_length; unpack_from, len, write
+SUPER_IN_PYTHON, SUPER_IN_C = OPEN_PYTHON + 2, OPEN_C + 2  # _transport, _can_be_cut
+ALL = 15  # offloads
+SMALL = HEADER.pack(0, 0, 0, 0, 0, 0) + ipv4("10.1.0.1", "10.1.0.2", bytes(100))
+SUPER = HEADER.pack(1, 1, 40, 1460, 20, 16) + ipv4(
+    "10.1.0.1", "10.1.0.2", bytes(12) + b"\x50" + bytes(60_007), 6
+)
+
+
+@asynccontextmanager
+async def pumps(offloads):
+    """Two pumps, each between a device that is a socket pair and the other."""
+    links = make_links(capacity=1 << 20)
+    devices = FakeDevice(offloads=offloads), FakeDevice(offloads=offloads)
+    async with linked(links):
+        ports = await links.open_channel()
+        both = [make_pump(device, port, None) for device, port in zip(devices, ports, strict=True)]
+        for pump in both:
+            pump.start(lambda _reason: None)
+        yield links, both, devices
+        for pump in both:
+            pump.close()
+    for device in devices:
+        device.close()
+
+
+def deliver(protocol, wire):
+    """Have a protocol receive what is on the wire; return the calls."""
+    view = bytes(wire)
+    wire.clear()
+    space = protocol.inbound.space()
+    space[: len(view)] = view
+    with Calls() as calls:
+        protocol.received(len(view), 0.0)
+    return calls
+
+
+async def count_calls(offloads, packet, count):
+    """Return the calls of one who sends a batch, and of one who gets it."""
+    async with pumps(offloads) as (links, (near, far), (here, there)):
+        server, wire = links.server.protocol, links.server_carrier.inbox.data
+        if wire:
+            deliver(server, wire)  # what the login left
+        for _ in range(count):
+            here.kernel.send(packet)
+        with Calls() as sending:
+            near._device_ready(poller.INPUT)
+        assert near.packets_out == count
+        receiving = deliver(server, wire)
+        assert far.packets_in == count
+        assert there.kernel.recv(len(packet) + 1) == packet
+    return sending, receiving
+
+
+@pytest.mark.parametrize("size", [100, 1400])
+async def test_a_packet_of_a_tunnel(size):
+    packet = ipv4("10.1.0.1", "10.1.0.2", bytes(size))
+    sending, receiving = await count_calls(None, packet, PACKETS_AT_ONCE)
+    assert sending.python.total() <= TUN_SEAL_PYTHON * PACKETS_AT_ONCE + TUN_BATCH, sending.python
+    assert sending.c.total() <= TUN_SEAL_C * PACKETS_AT_ONCE + TUN_BATCH, sending.c
+    limit = TUN_OPEN_PYTHON * PACKETS_AT_ONCE + TUN_BATCH
+    assert receiving.python.total() <= limit, receiving.python
+    assert receiving.c.total() <= TUN_OPEN_C * PACKETS_AT_ONCE + TUN_BATCH, receiving.c
+
+
+@pytest.mark.parametrize("kind", ["small", "super"])
+async def test_a_packet_between_gateways(kind):
+    """A small one costs no message; a large one has its own."""
+    packet, count = (SUPER, 3) if kind == "super" else (SMALL, PACKETS_AT_ONCE)
+    own = (SUPER_OUT_PYTHON, SUPER_OUT_C, SUPER_IN_PYTHON, SUPER_IN_C)
+    out_python, out_c, in_python, in_c = own if kind == "super" else (0, 0, 0, 0)
+    sending, receiving = await count_calls(ALL, packet, count)
+    for calls, python, c in (
+        (sending, RECORD_OUT_PYTHON + out_python, RECORD_OUT_C + out_c),
+        (receiving, RECORD_IN_PYTHON + in_python, RECORD_IN_C + in_c),
+    ):
+        assert calls.python.total() <= python * count + TUN_BATCH, calls.python
+        assert calls.c.total() <= c * count + TUN_BATCH, calls.c

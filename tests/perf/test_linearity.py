@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 import tracemalloc
 
+import pytest
+
 from gateway.ssh import messages
 from tests.support.pair import feed, logged_in_pair, take
+
+pytestmark = pytest.mark.alone
 
 ATTEMPTS = 6
 SLOWER = 2.0

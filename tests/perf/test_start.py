@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parent.parent.parent
 ROUNDS = 5
 BUDGET = 2.5  # x `import trio`; 2.1 when this was written

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from gateway import events
 from gateway.errors import ChannelClosed, ConnectionLost
 from gateway.net import poller
-from gateway.net.link import ChannelPort, Link
+from gateway.net.link import Link
 from gateway.net.login import ClientLink
 from gateway.ssh.protocol import ClientSetup, Protocol, ServerSetup
 from gateway.ssh.transport import RekeyLimit
@@ -22,6 +22,7 @@ from .pair import HOST_KEY, USER_KEY
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from gateway.net.port import ChannelPort
     from gateway.ssh.agent import SessionBinding
     from gateway.ssh.keys import PublicKey
 
@@ -229,10 +230,11 @@ def make_links(
     capacity: int = CAPACITY,
     rekey_limit: RekeyLimit | None = None,
     alive_interval_s: float = 0.0,
+    carriers: tuple[Any, Any] | None = None,
 ) -> Links:
-    """Return both ends of a link that nobody runs yet."""
+    """Return both ends of a link that nobody runs yet, in memory or on ``carriers``."""
     limit = rekey_limit or RekeyLimit()
-    client_carrier, server_carrier = memory_carriers(capacity)
+    client_carrier, server_carrier = carriers or memory_carriers(capacity)
     client = ClientLink(
         ClientSetup("alice", (USER_KEY.public,), rekey_limit=limit),
         client_carrier,

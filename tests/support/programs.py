@@ -11,22 +11,26 @@ import getpass
 import os
 import re
 import select
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import termios
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from netns.lab import Host
 
 GATEWAY = [sys.executable, "-m", "gateway"]
 READY_TIMEOUT_S = 20.0
@@ -123,8 +127,8 @@ class Program:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait(5)
-        self._thread.join(5)
-        if self._process.stdout is not None:
+        self._thread.join(5)  # ends with the pipe, which a grandchild may still hold
+        if not self._thread.is_alive() and self._process.stdout is not None:
             self._process.stdout.close()
 
 
@@ -166,6 +170,8 @@ class Terminal:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.shown = ""
+        self.seen_raw = ""  # all that was shown, as it was
+        self.matched = ""  # what was expected last, as it was shown
         self._master, slave = os.openpty()
         # A session leader without a terminal that opens one makes it its controlling terminal.
         self._process = subprocess.Popen(
@@ -181,6 +187,7 @@ class Terminal:
         while not (match := re.search(pattern, self.shown)):
             if not self._read(deadline - time.monotonic()):
                 raise AssertionError(f"{pattern!r} was not shown, but: {self.shown!r}")
+        self.matched = match[0]
         self.shown = self.shown[match.end() :]
 
     def _read(self, timeout_s: float) -> bool:
@@ -193,21 +200,50 @@ class Terminal:
         if self._slave >= 0:  # the program has it open: from now on its end is seen
             os.close(self._slave)
             self._slave = -1
-        self.shown += data.decode("utf-8", "replace").replace("\r\n", "\n")
+        text = data.decode("utf-8", "replace")
+        self.seen_raw += text
+        self.shown += text.replace("\r\n", "\n")
         return bool(data)
+
+    @property
+    def seen(self) -> str:
+        """All that was shown."""
+        return self.seen_raw.replace("\r\n", "\n")
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def attributes(self) -> list[Any]:
+        """The terminal's settings."""
+        return termios.tcgetattr(self._master)
+
+    @attributes.setter
+    def attributes(self, attributes: list[Any]) -> None:
+        termios.tcsetattr(self._master, termios.TCSANOW, attributes)
 
     @property
     def echoes(self) -> bool:
         """Whether what is typed is shown."""
-        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
+        return bool(self.attributes[3] & termios.ECHO)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the window's size."""
+        termios.tcsetwinsize(self._master, (rows, columns))
 
     def type(self, text: str) -> None:
         """Type a line."""
         self.press(text + "\n")
 
-    def press(self, keys: str) -> None:
+    def press(self, keys: str | bytes) -> None:
         """Press keys without Enter."""
-        os.write(self._master, keys.encode())
+        os.write(self._master, keys.encode() if isinstance(keys, str) else keys)
+
+    def signal(self, number: int) -> None:
+        """Send the program a signal."""
+        self._process.send_signal(number)
 
     def wait(self, timeout_s: float = READY_TIMEOUT_S) -> int:
         """Read to the end; return the exit status."""
@@ -298,7 +334,7 @@ class Endpoint:
 
 SSHD_CONFIG = """\
 Port {port}
-ListenAddress 127.0.0.1
+{listen}
 HostKey {keys.host}
 AuthorizedKeysFile {keys.authorized}
 PidFile none
@@ -326,6 +362,8 @@ class OpenSSH:
     folder: Path
     """For keys and other files that its programs read."""
     root: Path | None = None
+    chroots: bool = True
+    """Else they have the files, the users and the shell of this machine."""
 
     def command(self, program: str, *arguments: str) -> list[str]:
         """Return what runs a program; `FileNotFoundError` where there is none."""
@@ -334,19 +372,19 @@ class OpenSSH:
             raise FileNotFoundError(f"{program} is not installed")
         if self.root is None:
             return [path, *arguments]
+        if not self.chroots:
+            return [*self._loader(self.root), path, *arguments]
         return ["chroot", str(self.root), str(self.inside(Path(path))), *arguments]
 
     def on_this_machine(self, program: str, *arguments: str) -> list[str]:
-        """Return what runs a program with the files, the users and the shell of this machine.
+        """Return what runs a program with the files, the users and the shell of this machine."""
+        return replace(self, chroots=False).command(program, *arguments)
 
-        One that is unpacked somewhere else finds its libraries by the loader that came with it.
-        """
-        command = self.command(program, *arguments)
-        if self.root is None:
-            return command
-        (loader,) = self.root.glob("usr/lib/*/ld-linux*.so.*")
-        path = f"{self.root}{command[2]}"
-        return [str(loader), "--library-path", str(loader.parent), path, *arguments]
+    @staticmethod
+    def _loader(root: Path) -> list[str]:
+        """Return the start of a command: what is unpacked somewhere finds its own libraries."""
+        (loader,) = root.glob("usr/lib/*/ld-linux*.so.*")
+        return [str(loader), "--library-path", str(loader.parent)]
 
     def _search_path(self) -> str:
         if self.root is not None:
@@ -355,7 +393,9 @@ class OpenSSH:
 
     def inside(self, path: Path) -> Path:
         """Return a path as its programs see it."""
-        return path if self.root is None else Path("/") / path.relative_to(self.root)
+        if self.root is None or not self.chroots:
+            return path
+        return Path("/") / path.relative_to(self.root)
 
     def endpoint(self, server: Endpoint) -> Endpoint:
         """Return a server with its keys as these programs see them."""
@@ -364,12 +404,25 @@ class OpenSSH:
     @property
     def cat(self) -> str:
         """A command at its far end that sends back what it gets."""
-        return "cat" if self.root is None else "busybox cat"
+        return "cat" if self.root is None or not self.chroots else "busybox cat"
 
-    @property
     def server_options(self) -> str:
-        """What the tests need of its sshd: no pause for an address whose logins fail."""
-        return "" if self.root is None else "PerSourcePenalties no\n"
+        """Return what the tests need of its sshd: no pause for an address whose logins fail.
+
+        Outside of its root it is also told how to start the programs that it consists of.
+        """
+        if self.root is None:
+            return ""
+        options = "PerSourcePenalties no\n"
+        if self.chroots:
+            return options
+        for option, name in (("SshdSessionPath", "sshd-session"), ("SshdAuthPath", "sshd-auth")):
+            starter = self.folder / name
+            program = shlex.join([*self._loader(self.root), f"{self.root}/usr/lib/openssh/{name}"])
+            starter.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+            starter.chmod(0o755)
+            options += f"{option} {starter}\n"
+        return options
 
     def keygen(self, *arguments: str | Path) -> str:
         """Run ssh-keygen; return what it says."""
@@ -396,22 +449,49 @@ def newest_peers() -> Path:
 
 @contextlib.contextmanager
 def running_sshd(
-    keys: Keys, extra: str = "", openssh: OpenSSH | None = None, log_level: str = "VERBOSE"
+    keys: Keys,
+    extra: str = "",
+    openssh: OpenSSH | None = None,
+    log_level: str = "VERBOSE",
+    addresses: Sequence[str] = ("127.0.0.1",),
 ) -> Iterator[Endpoint]:
     """Run a stock sshd."""
     openssh = openssh or OpenSSH(keys.folder)
-    if openssh.root is None and os.getuid() == 0:
+    if not (openssh.root and openssh.chroots) and os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     port = free_port()
     config = keys.folder / f"sshd_config.{port}"
     seen = Keys(openssh.inside(keys.folder))
-    extra = openssh.server_options + extra
-    config.write_text(SSHD_CONFIG.format(port=port, keys=seen, extra=extra))
+    extra = openssh.server_options() + extra
+    listen = "\n".join(f"ListenAddress {address}" for address in addresses)
+    config.write_text(SSHD_CONFIG.format(port=port, listen=listen, keys=seen, extra=extra))
     path = str(openssh.inside(config))
     options = ("-D", "-e", "-f", path, "-o", f"LogLevel={log_level}")
     with running(*openssh.command("sshd", *options)) as program:
-        program.wait_line("Server listening on")
-        yield Endpoint(program, port, keys)
+        for address in addresses:
+            program.wait_line(f"Server listening on {re.escape(address)} port")
+        try:
+            yield Endpoint(program, port, keys)
+        finally:
+            for session in children_of(program.pid):  # which outlive it
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(session, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def running_sshd_in(
+    host: Host, keys: Keys, extra: str = "", openssh: OpenSSH | None = None
+) -> Iterator[Endpoint]:
+    """Run a stock sshd with tunnels in a host of the lab; who has the keys knows it."""
+    options = f"PermitTunnel yes\n{extra}"
+    with contextlib.ExitStack() as stack:
+        with host.inside():
+            server = running_sshd(keys, options, openssh, addresses=host.addresses)
+            endpoint = stack.enter_context(server)
+        host_key = keys.host.with_suffix(".pub").read_text()
+        lines = (f"[{address}]:{endpoint.port} {host_key}" for address in host.addresses)
+        keys.known_hosts.write_text("".join(lines))
+        yield endpoint
 
 
 @contextlib.contextmanager
@@ -424,6 +504,17 @@ def running_gateway_serve(keys: Keys, *options: str) -> Iterator[Endpoint]:
         "--authorized-keys", str(keys.authorized), *arguments,
     ) as program:  # fmt: skip
         port = int(program.wait_line(r"listening on 127\.0\.0\.1:(\d+)")[1])
+        yield Endpoint(program, port, keys)
+
+
+@contextlib.contextmanager
+def running_box(keys: Keys, config: str, at: str = "127.0.0.1:0") -> Iterator[Endpoint]:
+    """Run `gateway serve -c` with a gateway.toml, which has the host keys of a folder already."""
+    host_keys = [path.with_suffix("").name for path in sorted(keys.folder.glob("host_key*.pub"))]
+    path = keys.folder / "gateway.toml"
+    path.write_text(f'listen = ["{at}"]\nhost_keys = {host_keys}\n{config}')
+    with running(*GATEWAY, "serve", "-v", "-v", "-c", str(path)) as program:
+        port = int(program.wait_line(r"listening on \S+:(\d+)")[1])
         yield Endpoint(program, port, keys)
 
 

@@ -1,16 +1,10 @@
-"""`gateway serve` in memory: a server without a port, clients that log in, and what was reported.
-
-Run as a program it is a server with a port and with rules that no flag of `gateway serve` has:
-    python -m tests.support.serving FOLDER [listen=HOST:PORT|*] [unix=PATH] [required=N]
-"""
+"""`gateway serve` in memory: a server without a port, clients that log in, what was reported."""
 
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -21,21 +15,28 @@ from gateway.net.login import ClientLink
 from gateway.policy.limits import Limits
 from gateway.policy.rules import Action, Rule, Subject, Verdict, parse_target
 from gateway.server import Server, ServerOptions
-from gateway.serving.authorize import AnyName, Grant
-from gateway.ssh.authorized_keys import parse_authorized_keys
-from gateway.ssh.keyfiles import parse_private_key_file_untrusted
+from gateway.serving.authorize import Grant, certificate_grant, key_grant
+from gateway.ssh.authorized_keys import AuthorizedKeys, parse_authorized_keys
+from gateway.ssh.certificates import Certificate
 from gateway.ssh.keys import PrivateKey, PublicKey
-from gateway.ssh.messages import DirectTcpip, ForwardedTcpip, TcpipForward
+from gateway.ssh.messages import (
+    DirectTcpip,
+    ForwardedStreamlocal,
+    ForwardedTcpip,
+    Record,
+    TcpipForward,
+)
 from gateway.ssh.protocol import ClientSetup
 
-from .memory import MemoryCarrier, TestDialogue, memory_carriers
+from .memory import TestDialogue, memory_carriers
 from .pair import HOST_KEY, USER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from gateway.net.link import ChannelPort
-    from gateway.policy.addresses import Address
+    from gateway.net.carrier import Carrier
+    from gateway.net.port import ChannelPort
+    from gateway.policy.addresses import Address, Network
     from gateway.ssh.agent import SessionBinding
 
 ALICE_KEY, BOB_KEY = USER_KEY, PrivateKey.generate(os.urandom)
@@ -55,6 +56,7 @@ class TestRules:
     listen: set[tuple[str, int]] = field(default_factory=set)
     listens_everywhere: bool = False
     unix: set[str] = field(default_factory=set)
+    tun: set[str] = field(default_factory=set)  # kinds of devices, and addresses behind them
     asked: list[tuple[object, ...]] = field(default_factory=list)
     defect: Exception | None = None
 
@@ -78,14 +80,26 @@ class TestRules:
         """See `Decides`."""
         return self._verdict(path in self.unix, subject.user_name, path)
 
+    def decide_tun(self, subject: Subject, kind: str) -> Verdict:
+        """See `Decides`."""
+        return self._verdict(kind in self.tun, subject.user_name, kind)
+
+    def decide_tun_packet(self, subject: Subject, address: Address) -> Verdict:
+        """See `Decides`."""
+        return self._verdict(str(address) in self.tun, subject.user_name, str(address))
+
+    def allowed_networks(self, subject: Subject) -> tuple[Network, ...]:
+        """See `Decides`."""
+        return ()
+
 
 @dataclass(frozen=True)
 class TestPeople:
-    """Alice and Bob with a key each; ``required`` is how many keys must sign."""
+    """Alice and Bob, with any of the keys; ``required`` is how many must sign."""
 
     __test__ = False
 
-    base: AnyName
+    keys: AuthorizedKeys
     required: int = 1
     users: frozenset[str] = frozenset(("alice", "bob"))
     groups: frozenset[str] = frozenset(("staff",))
@@ -93,25 +107,34 @@ class TestPeople:
 
     def admit(self, user_name: str, key: PublicKey, address: str, now_s: float) -> Grant | None:
         """See `People`."""
-        grant = self.base.admit(user_name, key, address, now_s)
-        if grant is None or user_name not in self.users:
+        if user_name not in self.users:
             return None
+        if isinstance(key, Certificate):
+            line, options = self.keys.find_authority(key, user_name, address, now_s)
+            grant = certificate_grant(key, line, options, address)
+        elif (found := self.keys.find(key, address, now_s)) is None:
+            return None
+        else:
+            grant = key_grant(found)
         return replace(grant, groups=self.groups, required_keys=self.required,
                        expires_s=min(grant.expires_s, self.expires_s))  # fmt: skip
+
+
+def make_people(*keys: PrivateKey, prefix: str = "", **changes: object) -> TestPeople:
+    """Return the people above; ``prefix`` are options of the keys' lines."""
+    lines = "".join(
+        f"{prefix}{key.public.openssh_text()}\n" for key in keys or (ALICE_KEY, BOB_KEY)
+    )
+    people = TestPeople(parse_authorized_keys(lines, "keys"))
+    return replace(people, **changes)  # type: ignore[arg-type]
 
 
 def make_options(
     *keys: PrivateKey, limits: Limits | None = None, prefix: str = "", **changes: object
 ) -> ServerOptions:
     """Return options with the rules and the people above."""
-    lines = "".join(
-        f"{prefix}{key.public.openssh_text()}\n" for key in keys or (ALICE_KEY, BOB_KEY)
-    )
-    authorized = parse_authorized_keys(lines, "keys")
-    options = ServerOptions(
-        (), (HOST_KEY,), authorized, limits=limits or Limits(), policy=TestRules(),
-        people=TestPeople(AnyName(authorized)),
-    )  # fmt: skip
+    people = make_people(*keys, prefix=prefix)
+    options = ServerOptions((), (HOST_KEY,), TestRules(), people, limits=limits or Limits())
     return replace(options, **changes)  # type: ignore[arg-type]
 
 
@@ -130,32 +153,35 @@ class KeyDialogue(TestDialogue):
         return self._keys[identity].sign(data, algorithm)
 
 
+_FORWARDED: dict[str, type[Record]] = {
+    "forwarded-tcpip": ForwardedTcpip,
+    "forwarded-streamlocal@openssh.com": ForwardedStreamlocal,
+}
+
+
 class TestClient(ClientLink):
     """A client that accepts the channels of its listeners, which it asks for with `forward`."""
 
     __test__ = False
 
-    def __init__(
-        self, user_name: str, keys: tuple[PrivateKey, ...], carrier: MemoryCarrier
-    ) -> None:
+    def __init__(self, user_name: str, keys: tuple[PrivateKey, ...], carrier: Carrier) -> None:
         setup = ClientSetup(user_name, tuple(key.public for key in keys))
         super().__init__(setup, carrier, alive_interval_s=0, alive_count_max=3)
         self.carrier = carrier
         self.keys = keys
         self.said: list[str] = []
-        self.opened: list[tuple[ForwardedTcpip, ChannelPort]] = []
+        self.opened: list[tuple[Record, ChannelPort]] = []
         self.refuses_with: str | None = None
         self.on_open: Callable[[ChannelPort], object] = lambda _port: None
-        self.link.protocol.connection._accepts_channels = True
 
     def _handle(self, event: events.Event) -> None:
         match event:
-            case events.ChannelOpenRequested(channel_id, "forwarded-tcpip", fields):
+            case events.ChannelOpenRequested(channel_id, kind, fields) if kind in _FORWARDED:
                 if self.refuses_with is not None:
                     self.link.refuse_channel(channel_id, 2, self.refuses_with)
                     return
                 port = self.link.confirm_channel(channel_id)
-                self.opened.append((ForwardedTcpip.decode_untrusted(fields), port))
+                self.opened.append((_FORWARDED[kind].decode_untrusted(fields), port))
                 self.on_open(port)
             case events.DebugReceived(message):
                 self.said.append(message)
@@ -254,44 +280,3 @@ async def running_box(
     ended = [(event.link_id, event.channel_id) for event in box.of_type(events.ChannelEnded)]
     assert started == set(ended)
     assert len(ended) == len(started)
-
-
-def main() -> None:
-    """Serve on a free port of the loopback; rules are arguments."""
-    folder, *rules = sys.argv[1:]
-    keys = Path(folder)
-    policy = TestRules()
-    required = 1
-    for rule in rules:
-        what, _, value = rule.partition("=")
-        if what == "unix":
-            policy.unix.add(value)
-        elif what == "required":
-            required = int(value)
-        elif value == "*":
-            policy.listens_everywhere = True
-        else:
-            host, _, port = value.rpartition(":")
-            policy.listen.add((host, int(port)))
-    host_keys = [
-        parse_private_key_file_untrusted(path.read_bytes()).decrypt()
-        for path in sorted(keys.glob("host_key*"))
-        if path.suffix != ".pub"
-    ]
-    authorized = parse_authorized_keys((keys / "authorized_keys").read_bytes(), "authorized_keys")
-    people = TestPeople(AnyName(authorized), required)
-    options = ServerOptions(
-        (("127.0.0.1", 0),), tuple(host_keys), authorized, policy=policy, people=people
-    )
-
-    def report(event: events.Event) -> None:
-        if isinstance(event, events.ListenerOpened):
-            print(f"listening on {event.address}:{event.port}", flush=True)  # noqa: T201
-        else:
-            print(event, flush=True)  # noqa: T201
-
-    trio.run(Server(options, report).run)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.audit.chain import GENESIS, MAXIMUM_EPOCH, Chain, Report, SealKey, digest, verify
-from gateway.audit.records import ListenerAdd, LogFile
+from gateway.audit.records import ListenerAdd, LogFile, LogRetired
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def make_files(count: int = 3) -> tuple[Files, Chain]:
 
 
 def add(chain: Chain, port: int) -> bytes:
-    return chain.add(ListenerAdd(1, "alice", "127.0.0.1", port), 10**18 + port, 77_000)
+    return chain.add(ListenerAdd(1, "alice", "127.0.0.1", port, "web ports"), 10**18 + port, 77_000)
 
 
 def check(files: Files, key: SealKey = KEY, sealed: int = 6, *, archived: bool = False) -> Report:
@@ -220,7 +220,7 @@ def test_lines_after_the_last_checkpoint_that_do_not_follow_each_other() -> None
         files = copy()
         files[-1].append(line)
         assert problem in check(files).problem
-    assert "begins a file" in check([[add(Chain(KEY), 1)]]).problem
+    assert "must begin with a log.file" in check([[add(Chain(KEY), 1)]]).problem
 
 
 def test_the_wrong_key_and_a_later_key() -> None:
@@ -242,6 +242,86 @@ def test_oldest_files_archived_elsewhere() -> None:
     absurd = [[chain.add(LogFile(1, "", 10**9), 0, 0)]]
     assert "not 1000000000" in check(absurd, archived=True).problem
     assert not check([[add(Chain(KEY), 1)]], archived=True).ok
+
+
+# ---- files that were retired ---------------------------------------------------------------------
+
+DAY_NS = 86_400 * 10**9
+
+
+def retiring_log(*, keep_days: int, at_day: int) -> tuple[Files, Chain]:
+    """Four files, one a day, and on a later day a fifth that says that 1 and 2 are retired."""
+    chain = Chain(KEY)
+    files: Files = []
+    for number, day in enumerate((0, 1, 2, 3, at_day), 1):
+        header = chain.add(LogFile(number, "", chain.key.epoch, keep_days), day * DAY_NS, 0)
+        files.append([header, add(chain, number)])
+        if number < 5:
+            files[-1].append(chain.seal("rotation", 0, 0))
+    third = json.loads(files[2][0])
+    record = LogRetired(2, third["seq"], third["prev"], keep_days)
+    files[-1] += [chain.add(record, at_day * DAY_NS, 0), chain.seal("retirement", 0, 0)]
+    return files, chain
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_beginning_that_was_retired_is_good_and_said(left: int) -> None:
+    """All files are there still, or one, as a crash leaves them, or none."""
+    files, _ = retiring_log(keep_days=30, at_day=32)
+    report = check(files[left:], sealed=5)
+    assert report.ok, report
+    assert (report.first, report.checkpoints) == (left + 1, 5)
+    assert (report.first_time[:10], report.retired_at[:10]) == (
+        f"1970-01-0{left + 1}",
+        "1970-02-02",
+    )
+
+
+def test_more_was_cut_than_was_retired() -> None:
+    files, _ = retiring_log(keep_days=30, at_day=32)
+    for cut_at in (3, 4):
+        report = check(files[cut_at:], sealed=5)
+        assert "no sealed record says that what is missing was retired" in report.problem
+        assert (report.file, report.line) == ("f1", 1)
+    files[4].pop(2)
+    assert not check(rebuilt_files(files)[2:], sealed=4).ok, "the record is missing"
+    assert not check([files[0], *files[2:]], sealed=5).ok, "one from the middle"
+
+
+@pytest.mark.parametrize(("keep_days", "at_day"), [(30, 31), (0, 4000), (-1, 4000)])
+def test_files_that_had_to_be_kept_longer(keep_days: int, at_day: int) -> None:
+    """What counts is the line that was sealed when the next file began."""
+    files, _ = retiring_log(keep_days=keep_days, at_day=at_day)
+    for first in (0, 2):
+        report = check(files[first:], sealed=5)
+        assert report.problem == "files up to 2 were retired that had to be kept longer"
+        assert (report.file, report.line) == (f"f{5 - first}", 3)
+
+
+def test_a_retirement_that_nobody_with_the_key_wrote() -> None:
+    """At the end, where only hashes protect; and about other lines than those that are here."""
+    files, chain = retiring_log(keep_days=1, at_day=32)
+    fourth = json.loads(files[3][0])
+    good = LogRetired(3, fourth["seq"], fourth["prev"], 1)
+    invented = chain.add(good, 33 * DAY_NS, 0)
+    report = check([*files[3:4], [*files[4], invented]], sealed=5)
+    assert "no sealed record says" in report.problem
+    assert check([*files[3:4], [*files[4], invented, chain.seal("count", 0, 0)]], sealed=6).ok
+    for change in ({"first_seq": 1}, {"first_prev": "0" * 64}, {"keep_days": 2}, {"through": 9}):
+        wrong = dataclasses.replace(good, **change)
+        line = dataclasses.replace(chain).add(wrong, 99 * DAY_NS, 0)
+        changed = [*files[2:4], [*files[4], invented, line]]
+        assert not check(changed, sealed=5).ok, change
+
+
+def test_an_older_retirement_in_what_is_left() -> None:
+    files, chain = retiring_log(keep_days=1, at_day=32)
+    header = chain.add(LogFile(6, "", chain.key.epoch, 1), 40 * DAY_NS, 0)
+    fifth = json.loads(files[4][0])
+    record = LogRetired(4, fifth["seq"], fifth["prev"], 1)
+    files.append([header, chain.add(record, 41 * DAY_NS, 0), chain.seal("retirement", 0, 0)])
+    report = check(files[4:], sealed=6)
+    assert (report.ok, report.first, report.retired_at[:10]) == (True, 5, "1970-02-11")
 
 
 def test_the_key_moves_on_by_a_one_way_function() -> None:
@@ -280,9 +360,15 @@ FIELDS = st.fixed_dictionaries(
         "seq": st.just(0) | JSON,
         "time": st.just("") | JSON,
         "prev": st.just(GENESIS) | JSON,
-        "kind": st.sampled_from(["log.file", "log.checkpoint", "x"]) | JSON,
+        "kind": st.sampled_from(["log.file", "log.checkpoint", "log.retired", "x"]) | JSON,
     },
-    optional={"epoch": st.just(0) | JSON, "number": st.just(1) | JSON, "mac": JSON},
+    optional={
+        "epoch": st.just(0) | JSON,
+        "number": st.sampled_from([1, 2]) | JSON,
+        "mac": JSON,
+        "through": st.sampled_from([0, 1]) | JSON,
+        "keep_days": st.just(1) | JSON,
+    },
 )
 
 

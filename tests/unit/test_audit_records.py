@@ -74,7 +74,7 @@ def test_a_record_is_one_clean_line_and_comes_back(record: Record, seq: int) -> 
 
 
 def test_there_is_no_field_for_a_secret_or_for_bytes() -> None:
-    assert len(KINDS) == 19
+    assert len(KINDS) == 21
     for record_type in KINDS.values():
         for name, hint in hints(record_type).items():
             assert hint in VALUES, name

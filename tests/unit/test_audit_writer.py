@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,15 @@ from gateway.audit.records import (
     Record,
     decode,
 )
-from gateway.audit.store import INITIAL_KEY_FILE, KEY_FILE, Store, file_name, log_files, read_key
+from gateway.audit.store import (
+    INITIAL_KEY_FILE,
+    KEY_FILE,
+    NOT_ENDED,
+    Store,
+    file_name,
+    log_files,
+    read_key,
+)
 from gateway.audit.writer import (
     PERIOD_S,
     REPEATS,
@@ -49,7 +58,7 @@ SMALL = AuditOptions(file_bytes=4000, buffer_bytes=8000, checkpoint_records=10)
 
 
 def record(number: int) -> ListenerAdd:
-    return ListenerAdd(1, "alice", "127.0.0.1", number)
+    return ListenerAdd(1, "alice", "127.0.0.1", number, "web ports")
 
 
 def refused(number: int) -> Auth:
@@ -237,12 +246,15 @@ def test_what_a_crash_left_unsealed_is_sealed_later(
     assert check(folder).unsealed == 2
     opened().close()
     assert (check(folder).ok, check(folder).unsealed) == (True, 0)
+    (recovered,) = of_kind(folder, "log.recovered")
+    assert (recovered["file"], recovered["problem"]) == (file_name(1), NOT_ENDED)
+    opened().close()
+    assert len(of_kind(folder, "log.recovered")) == 1, "a clean stop needs no word"
 
 
 def settle(log: AuditLog) -> None:
     plan = log._plan()
-    plan.settle(log._store)
-    log._settled(plan)
+    log._settled(plan, plan.settle(log._store))
     log.flush()
 
 
@@ -452,7 +464,7 @@ from gateway.audit.records import ListenerAdd
 log = open_log(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, {resource.RLIM_INFINITY}))
 for number in range(30):
-    log.write(ListenerAdd(1, "alice", "::1", number))
+    log.write(ListenerAdd(1, "alice", "::1", number, ""))
     log.flush()
 assert not log.accepts_new
 assert (Path(sys.argv[1]) / "audit-000001.jsonl").stat().st_size == 3000
@@ -465,6 +477,182 @@ log.close()
     assert numbers(folder) == list(range(30))
     assert check(folder).ok
     assert of_kind(folder, "log.failed")[0]["error"] == os.strerror(errno.EFBIG)
+
+
+class HungDisk(Store):
+    """A store whose disk does not answer while ``hung`` is set: in write or in sync."""
+
+    hung = ""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.answers = threading.Event()
+
+    def _wait(self, call: str) -> None:
+        if self.hung == call:
+            assert self.answers.wait(10)
+
+    def write(self, data: bytes) -> int:
+        self._wait("write")
+        return super().write(data)
+
+    def sync(self) -> None:
+        self._wait("sync")
+        super().sync()
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+async def test_a_disk_that_hangs_denies_new_and_recovers_by_itself(
+    folder: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real threads. The server goes on meanwhile, and what came meanwhile is not lost."""
+    monkeypatch.setattr("gateway.audit.writer.HANG_S", 0.2)
+    monkeypatch.setattr("gateway.audit.writer.RETRY_S", 0.05)
+    store = HungDisk(folder)
+    log = AuditLog(store, AuditOptions(sync_s=0.0))
+
+    async def until(accepts_new: bool) -> None:
+        with trio.fail_after(5):
+            while log.accepts_new is not accepts_new:
+                await trio.sleep(0.01)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        log.write(record(0))
+        await trio.sleep(0.15)
+        store.hung = call
+        for number in range(1, 5):
+            log.write(record(number))
+            await trio.sleep(0.03)
+        assert log.accepts_new
+        await until(False)
+        log.write(record(5))
+        await trio.sleep(0.3)
+        assert not log.accepts_new, "nothing but the disk ends it"
+        store.hung = ""
+        store.answers.set()
+        await until(True)
+        nursery.cancel_scope.cancel()
+    assert numbers(folder) == list(range(6))
+    (failed,) = of_kind(folder, "log.failed")
+    assert "has not answered" in failed["error"]
+    assert failed["duration_s"] > 0.25
+    assert check(folder).ok, check(folder)
+
+
+# ---- retirement ----------------------------------------------------------------------------------
+
+
+def kept(days: int) -> AuditOptions:
+    return AuditOptions(keep_days=days)
+
+
+def files_of(folder: Path) -> list[int]:
+    return [int(path.name[6:12]) for path in log_files(folder)]
+
+
+def run_on(
+    folder: Path, opened: Callable[..., AuditLog], day: float, options: AuditOptions
+) -> AuditLog:
+    """Run the server for a moment of a day."""
+    log = opened(options, wall_ns=lambda: NOON_NS + int(day * DAY_NS))
+    log.write(record(int(day)))
+    log.close()
+    return log
+
+
+def test_files_are_retired_at_a_start_when_their_time_is_over(
+    folder: Path, opened: Callable[..., AuditLog]
+) -> None:
+    for day in range(5):
+        run_on(folder, opened, day, kept(10))
+    (folder / f"{file_name(1)}.tail-77").write_bytes(b"x")
+    (folder / "notes").write_bytes(b"x")
+    run_on(folder, opened, 11, kept(10))
+    assert files_of(folder) == [1, 2, 3, 4, 5, 6], "the second file began 10 days ago to the second"
+    run_on(folder, opened, 13.01, kept(10))
+    assert files_of(folder) == [4, 5, 6, 7]
+    assert not (folder / f"{file_name(1)}.tail-77").exists()
+    assert (folder / "notes").exists()
+    report = check(folder)
+    assert report.ok, report
+    assert (report.first, report.unsealed) == (4, 0)
+    run_on(folder, opened, 30, kept(10))
+    assert (files_of(folder), check(folder).ok) == ([7, 8], True)
+    assert numbers(folder) == [13, 30]
+    (folder / file_name(7)).unlink()
+    assert "no sealed record says" in check(folder).problem
+
+
+def test_a_shorter_time_holds_for_what_is_written_from_then_on(
+    folder: Path, opened: Callable[..., AuditLog]
+) -> None:
+    run_on(folder, opened, 0, AuditOptions())
+    run_on(folder, opened, 1, kept(100))
+    run_on(folder, opened, 50, kept(1))
+    assert files_of(folder) == [1, 2, 3], "the second file promises 100 days"
+    run_on(folder, opened, 52, kept(1))
+    assert files_of(folder) == [3, 4]
+    run_on(folder, opened, 60, kept(30))
+    assert files_of(folder) == [3, 4, 5], "a longer time holds at once"
+    run_on(folder, opened, 1000, AuditOptions())
+    assert files_of(folder) == [3, 4, 5, 6]
+    assert check(folder).ok, check(folder)
+
+
+def test_files_are_retired_with_each_new_file_after_the_record_of_it_is_synced(
+    folder: Path, opened: Callable[..., AuditLog]
+) -> None:
+    for day in range(3):
+        run_on(folder, opened, day, kept(10))
+    now_ns = NOON_NS + 3 * DAY_NS + DAY_NS // 4
+    log = opened(kept(10), wall_ns=lambda: now_ns)
+    now_ns += 9 * DAY_NS
+    log.write(record(12))
+    log.flush()
+    disk(log).room = 0
+    settle(log)
+    assert files_of(folder) == [1, 2, 3, 4, 5]
+    assert of_kind(folder, "log.retired") == []
+    settle(log)
+    assert files_of(folder) == [1, 2, 3, 4, 5], "nobody can read yet that they are retired"
+    disk(log).room = 1 << 60
+    log.flush()
+    (retired,) = of_kind(folder, "log.retired")
+    assert (retired["through"], retired["keep_days"]) == (2, 10)
+    syncs = disk(log).syncs
+    settle(log)
+    assert files_of(folder) == [3, 4, 5]
+    assert disk(log).syncs == syncs + 1
+    crash(log)
+    assert check(folder).ok, check(folder)
+
+
+def test_a_crash_before_the_files_are_removed(
+    folder: Path, opened: Callable[..., AuditLog]
+) -> None:
+    for day in range(3):
+        run_on(folder, opened, day, kept(10))
+    crash(opened(kept(10), wall_ns=lambda: NOON_NS + 12 * DAY_NS + DAY_NS // 4))
+    assert len(of_kind(folder, "log.retired")) == 1
+    (folder / file_name(1)).unlink()  # or in the middle of it
+    assert files_of(folder) == [2, 3, 4]
+    assert check(folder).ok, check(folder)
+    run_on(folder, opened, 12.3, kept(10))
+    assert files_of(folder) == [3, 4]
+    assert check(folder).ok, check(folder)
+
+
+def test_a_file_that_cannot_be_read_is_not_the_reason_to_retire_others(
+    folder: Path, opened: Callable[..., AuditLog]
+) -> None:
+    for day in range(4):
+        run_on(folder, opened, day, kept(10))
+    for number, data in ((2, b"\0" * 100), (3, b'{"v":1}\n')):
+        (folder / file_name(number)).write_bytes(data)
+    run_on(folder, opened, 12.5, kept(10))
+    assert files_of(folder) == [1, 2, 3, 4, 5]
+    assert not check(folder).ok
 
 
 # ---- counted, not written ------------------------------------------------------------------------
@@ -510,9 +698,9 @@ def test_strangers_cannot_hide_what_users_do(folder: Path, opened: Callable[...,
 
 @pytest.fixture
 def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run_sync(function: Callable[..., object], *arguments: object) -> object:
+    async def run_sync(function: Callable[[], object], *, limiter: object) -> object:
         await trio.lowlevel.checkpoint()
-        return function(*arguments)
+        return function()
 
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
@@ -609,7 +797,7 @@ async def main():
         nursery.start_soon(log.run)
         number = 0
         while True:
-            log.write(ListenerAdd(1, "alice", "::1", number))
+            log.write(ListenerAdd(1, "alice", "::1", number, ""))
             os.write(1, b"%d %d\\n" % (number, time.monotonic_ns()))
             number += 1
             await trio.sleep(0.001)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from gateway.config.addresses import (
     Destination,
     HostPort,
-    ListenAddress,
     check_host_name,
     check_user_name,
     parse_destination,
+    parse_listen_address,
 )
 from gateway.errors import ConfigError
 
@@ -20,7 +20,8 @@ from gateway.errors import ConfigError
 @pytest.mark.parametrize(
     ("text", "host", "port"),
     [
-        ("6000", None, 6000),
+        ("6000", "*", 6000),
+        ("*:0", "*", 0),
         ("localhost:6000", "localhost", 6000),
         ("127.0.0.1:6000", "127.0.0.1", 6000),
         ("127.0.0.1/6000", "127.0.0.1", 6000),
@@ -34,17 +35,13 @@ from gateway.errors import ConfigError
     ],
 )
 def test_listen_address(text, host, port):
-    address = ListenAddress.parse(text)
-    assert address == ListenAddress(host, port)
-    assert address.all_interfaces is (host == "*")
-    assert ListenAddress.parse(str(address)) == address
+    assert parse_listen_address(text) == (host, port)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        "0",
         "65536",
         "-1",
         "+22",
@@ -63,8 +60,8 @@ def test_listen_address(text, host, port):
     ],
 )
 def test_listen_address_refused(text):
-    with pytest.raises(ConfigError, match="-D: "):
-        ListenAddress.parse(text, where="-D")
+    with pytest.raises(ConfigError, match="--listen: "):
+        parse_listen_address(text, where="--listen")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +184,7 @@ def test_host_port_rule_refused(text):
         HostPort.parse(text, where="--permit-open")
 
 
-@pytest.mark.parametrize("parse", [ListenAddress.parse, parse_destination, HostPort.parse])
+@pytest.mark.parametrize("parse", [parse_listen_address, parse_destination, HostPort.parse])
 @given(text=st.text(alphabet="a1-@:[]/*%.\\ \0é", max_size=20) | st.text(max_size=20))
 def test_any_text_gives_an_address_or_a_config_error(parse, text):
     for candidate in (text, f"ssh://{text}", f"[{text}]:22"):

@@ -1,15 +1,16 @@
 """Canonical names: what is looked up, what may be followed, and the addresses of this machine."""
 
 import socket
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
 from gateway.config import interfaces
 from gateway.config.canonical import CanonicalizeHostname, Rules, canonical_host, system_resolve
-from gateway.config.interfaces import local_addresses
+from gateway.config.interfaces import local_addresses, own_subnets
 from gateway.config.ssh_config import Environment, read_host_config
 from gateway.errors import ConfigError
+from gateway.policy.leases import Subnet
 
 YES, ALWAYS = CanonicalizeHostname.YES, CanonicalizeHostname.ALWAYS
 DOMAINS = ("a.example", "b.example")
@@ -136,6 +137,7 @@ def test_the_systems_resolver(monkeypatch):
 
 def test_the_addresses_of_this_machine():
     assert ip_address("127.0.0.1") in local_addresses()
+    assert Subnet("lo", ip_interface("127.0.0.1/8")) in own_subnets()
 
 
 def test_addresses_of_ipv6(tmp_path, monkeypatch):

@@ -1,11 +1,11 @@
 """What a configuration says about a host: what wins, what is refused, what is warned about."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gateway.config.addresses import ListenAddress
 from gateway.config.keywords import TABLE, Kind
 from gateway.config.ssh_config import (
     AddressFamily,
@@ -14,6 +14,7 @@ from gateway.config.ssh_config import (
     LogLevel,
     PubkeyMode,
     RekeyLimit,
+    RequestTTY,
     SessionType,
     StrictHostKeyChecking,
     UpdateHostKeys,
@@ -22,6 +23,7 @@ from gateway.config.ssh_config import (
     read_host_config,
 )
 from gateway.errors import ConfigError
+from gateway.forward import spec as forward
 from gateway.ssh.algorithms import (
     DEFAULT_CIPHERS,
     DEFAULT_HOST_KEY_ALGORITHMS,
@@ -140,6 +142,16 @@ def test_debians_system_file_brings_no_warning(read):
         ("PreferredAuthentications publickey", "preferred_authentications", ("publickey",)),
         ("NumberOfPasswordPrompts 1", "number_of_password_prompts", 1),
         ("SessionType none", "session_type", SessionType.NONE),
+        ("SessionType subsystem", "session_type", SessionType.SUBSYSTEM),
+        ("RequestTTY true", "request_tty", RequestTTY.YES),
+        ("SendEnv LANG LC_*", "send_env", ("LANG", "LC_*")),
+        ("SendEnv A BC\nSendEnv -B* -A D", "send_env", ("D",)),
+        ("SetEnv A=1 B= 'C=x y' A=2", "set_env", (("A", "1"), ("B", ""), ("C", "x y"))),
+        ("SetEnv 'A=%h %%'", "set_env", (("A", "jump %"),)),
+        ("EscapeChar ^]", "escape_char", b"\x1d"),
+        ("EscapeChar none", "escape_char", None),
+        ("LocalCommand echo", "local_command", None),
+        ("PermitLocalCommand yes\nLocalCommand none", "local_command", None),
         ("StrictHostKeyChecking off", "strict_host_key_checking", StrictHostKeyChecking.NO),
         (
             "StrictHostKeyChecking accept-new",
@@ -246,7 +258,6 @@ def test_supported_keywords(read, line, field, value):
         ("Ciphers !aes128-ctr", "negated"),
         ("Ciphers a,,b", "empty"),
         ("UserKnownHostsFile a none", "none alone"),
-        ("SessionType subsystem", "subsystems are not supported"),
         ("DynamicForward 0", "not a port"),
         ("IdentityFile %z", "%z has no meaning"),
         ("IdentityFile ${NOPE}/x", "NOPE is not set"),
@@ -274,6 +285,15 @@ def test_supported_keywords(read, line, field, value):
         ("IdentityAgent ${NOPE}", "NOPE is not set"),
         ("RemoteCommand %T", "%T has no meaning"),
         ("UpdateHostKeys maybe", "write one of no, yes, ask"),
+        ("RequestTTY maybe", "write one of no, auto, yes, force"),
+        ("SendEnv A=1", "not the name of a variable"),
+        ("SendEnv ''", "not the name of a variable"),
+        ("SetEnv A", "no variable with its value"),
+        ("SetEnv =x", "no variable with its value"),
+        ("SetEnv A=%z", "%z has no meaning"),
+        ("SetEnv 'A=${NOPE}'", "NOPE is not set"),
+        ("EscapeChar ab", "no escape character"),
+        ("EscapeChar ^1", "no escape character"),
         ("User ${NOPE}", "NOPE is not set"),
         ("User ${SHELLY}", "contains the character ;"),
         ("Match all host x", "cannot be combined"),
@@ -312,9 +332,9 @@ def test_the_first_value_wins_and_lists_grow(read):
     assert config.user == "carol"
     assert config.identity_files == (Path("/a"), Path("/b"))
     assert config.dynamic_forwards == (
-        ListenAddress("*", 9),
-        ListenAddress(None, 1000),
-        ListenAddress("::1", 2000),
+        forward.Forward(forward.Kind.DYNAMIC, forward.Tcp("*", 9), None),
+        forward.Forward(forward.Kind.DYNAMIC, forward.Tcp(None, 1000), None),
+        forward.Forward(forward.Kind.DYNAMIC, forward.Tcp("::1", 2000), None),
     )
 
 
@@ -460,6 +480,8 @@ def test_default_files(home):
     assert home / ".ssh" / "config" not in default_files(home)
     (home / ".ssh" / "config").touch()
     assert default_files(home)[0] == home / ".ssh" / "config"
+    assert default_files(home, "other") == (Path("other"),)
+    assert default_files(home, "none") == ()
 
 
 def test_identity_files(home, read):
@@ -549,10 +571,11 @@ def test_ignored_keywords(read, row):
     assert read(f"{row.name} some thing\n") == read("")
 
 
-def test_a_jump_that_is_switched_off_hides_a_later_proxy(read):
-    read("ProxyJump none\nHost *\n ProxyCommand nc %h %p\n")
-    with pytest.raises(ConfigError, match="ProxyCommand: nc %h %p: the connection would go"):
-        read("ProxyCommand nc %h %p\n")
+def test_a_command_that_is_switched_off_hides_a_later_jump_but_not_the_other_way_round(read):
+    config = read("ProxyCommand none\nProxyJump a\nProxyCommand nc\n")
+    assert (config.proxy_jump, config.proxy_command) == ((), None)
+    config = read("ProxyJump none\nHost *\n ProxyCommand nc %h %p\nProxyJump a\n")
+    assert (config.proxy_jump, config.proxy_command) == ((), f"nc {config.host_name} 22")
 
 
 def test_clear_all_forwardings(read):
@@ -561,3 +584,29 @@ def test_clear_all_forwardings(read):
         options=[("ClearAllForwardings", "yes")],
     )
     assert config.dynamic_forwards == ()
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "1:", ":1", "1:2:3", "2147483646", "tun0"])
+def test_bad_tunnel_devices(read, value):
+    with pytest.raises(ConfigError, match="is not the number of a tun device: write LOCAL"):
+        read(f"TunnelDevice {value}\n")
+
+
+def test_a_local_command_learns_its_device_late(read):
+    text = "PermitLocalCommand yes\nLocalCommand echo %h %T %% %%T '%n'\n"
+    command = read(text).local_command
+    assert command.expanded("tun3") == "echo jump tun3 % %T 'jump'"
+    assert command.expanded(None) == "echo jump NONE % %T 'jump'"
+
+
+@pytest.mark.parametrize("name", ["a;id", "$(id)", "a b", "-x", "a\nid", "a'b", "a\\"])
+def test_a_local_command_with_a_value_that_is_not_safe(home, environment, name):
+    """T84: refused when it is read, before anything is connected."""
+    hostile = replace(environment, local_hostname=name)
+    for text, is_refused in [("echo %l", True), ("echo %%l", False), ("echo l", False)]:
+        options = [("PermitLocalCommand", "yes"), ("LocalCommand", text)]
+        if is_refused:
+            with pytest.raises(ConfigError, match="something else to a shell"):
+                read_host_config("jump", files=[], command_line=options, environment=hostile)
+        else:
+            read_host_config("jump", files=[], command_line=options, environment=hostile)

@@ -9,19 +9,22 @@ import stat
 import subprocess
 import sys
 import tempfile
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gateway.config import gateway_toml
 from gateway.config.checked_files import PRIVATE, UNCHANGED, _check_permissions
 from gateway.config.gateway_toml import read_gateway_toml, reload
-from gateway.config.server_config import ANY_USER
+from gateway.config.server_config import ANY_USER, TunnelConfig
 from gateway.config.toml_lines import key_lines
-from gateway.config.toml_shape import _BOUNDS, File, Rule, User
+from gateway.config.toml_shape import _BOUNDS, File, Rule, Tunnel, User
 from gateway.config.toml_shape import Authority as AuthorityTable
 from gateway.errors import ConfigError
+from gateway.policy.leases import Subnet
 from gateway.policy.limits import Limits
 from gateway.policy.rules import Action
 from gateway.ssh.algorithms import SERVER_PREFERENCES, STRICT_SERVER_PREFERENCES
@@ -38,6 +41,8 @@ TOP = 'host_keys = ["host"]\n'
 USERS = '[users.alice]\nkeys = ["ALICE laptop"]\n'
 RULES = '[[rules]]\nallow = "open"\nto = ["db:5432"]\n'
 BASE = TOP + USERS + RULES
+TUN_RULE = '[[rules]]\nallow = "tun"\nto = ["tun"]\n'
+TUNNEL = '[tunnel]\npool = ["10.213.9.0/24"]\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -73,7 +78,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         write(
             tmp_path,
             'listen = ["*:2222", "[::1]:0", "2200"]\nhost_keys = ["host"]\nalgorithms = "strict"\n'
-            'audit = "audit"\nnames = {"DB.internal." = "10.0.0.5"}\n'
+            'audit = "audit"\naudit_keep_days = 400\nnames = {"DB.internal." = "10.0.0.5"}\n'
             "[limits]\n"
             + "".join(f"{name} = {low}\n" for name, (low, _) in _BOUNDS.items())
             + 'penalties = false\n[users.alice]\ngroups = ["staff"]\nkeys = ["ALICE laptop"]\n'
@@ -83,13 +88,18 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             '[[rules]]\nid = "db"\nallow = "open"\nto = ["db.internal:5432", "10.0.0.0/8:443"]\n'
             'users = ["alice"]\ngroups = ["staff"]\n'
             f'keys = ["{PRINT}"]\nprincipals = ["ops"]\n'
-            '[[rules]]\ndeny = "unix"\nto = ["/run/x"]\n',
+            '[[rules]]\ndeny = "unix"\nto = ["/run/x"]\n'
+            '[[rules]]\nallow = "tun"\nto = ["10.20.0.0/16", "fd20::/64", "tap"]\n'
+            '[tunnel]\npool = ["10.213.9.0/24", "fd21:0:9::/64"]\nmtu = 1280\n'
+            'masquerade = false\nleases = "who.json"\nflows_per_client = 9\n',
         )
     )
+    pool = (ip_network("10.213.9.0/24"), ip_network("fd21:0:9::/64"))
+    assert config.tunnel == TunnelConfig(pool, 1280, False, tmp_path / "who.json", 9)
     assert config.listen == (("*", 2222), ("::1", 0), ("*", 2200))
     assert config.host_keys == (HOST_KEY,)
     assert config.preferences == STRICT_SERVER_PREFERENCES
-    assert config.audit == tmp_path / "audit"
+    assert (config.audit, config.audit_keep_days) == (tmp_path / "audit", 400)
     assert config.names == {"db.internal": "10.0.0.5"}
     lowest = {name: low for name, (low, _) in _BOUNDS.items()}
     assert config.limits == Limits(**lowest, penalties=False)
@@ -101,7 +111,10 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert not config.users["b\u00f6b"].keys.entries[0].port_forwarding
     [authority] = config.authorities
     assert (authority.key, authority.admits("carol")) == (CA, True)
-    db, unnamed = config.policy.rules
+    db, unnamed, vpn = config.policy.rules
+    assert (vpn.action, [target.text for target in vpn.to]) == (
+        Action.TUN, ["10.20.0.0/16", "fd20::/64", "tap"],
+    )  # fmt: skip
     assert (db.rule_id, db.allow, db.action) == ("db", True, Action.OPEN)
     assert [target.text for target in db.to] == ["db.internal:5432", "10.0.0.0/8:443"]
     assert (db.users, db.groups, db.keys, db.principals) == (
@@ -110,7 +123,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert (unnamed.rule_id, unnamed.allow, unnamed.action) == ("rules[1]", False, Action.UNIX)
     [warning] = config.warnings
     assert "alice.keys, line 3: " in warning
-    assert warning.startswith(f"{tmp_path}/gateway.toml:23: users.alice.authorized_keys: ")
+    assert warning.startswith(f"{tmp_path}/gateway.toml:24: users.alice.authorized_keys: ")
 
 
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
@@ -118,7 +131,13 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     assert config.listen == (("*", 2222),)
     assert config.limits == Limits()
     assert config.preferences == SERVER_PREFERENCES
-    assert (config.names, config.authorities, config.audit) == ({}, (), None)
+    assert (config.names, config.authorities) == ({}, ())
+    assert (config.audit, config.audit_keep_days) == (None, 0)
+    assert config.tunnel is None
+    tunnel = read_gateway_toml(write(tmp_path, BASE + TUN_RULE + TUNNEL)).tunnel
+    assert tunnel == TunnelConfig(
+        (ip_network("10.213.9.0/24"),), 1500, True, tmp_path / "leases.json", 4096
+    )
     assert config.users["alice"].required_keys == 1
     assert config.warnings == ()
 
@@ -128,7 +147,7 @@ def test_strict_offers_nothing_that_an_audit_warns_about() -> None:
     assert offered.kex == ("mlkem768x25519-sha256",)
     assert not [name for name in offered.host_key if "ecdsa" in name or name == "ssh-rsa"]
     assert all("-etm@" in name for name in offered.macs)
-    assert not [name for name in offered.ciphers if "cbc" in name]
+    assert not [name for name in offered.ciphers if "cbc" in name or "chacha20" in name]
 
 
 @pytest.mark.parametrize(
@@ -141,11 +160,33 @@ def test_strict_offers_nothing_that_an_audit_warns_about() -> None:
          ('7: rules[0].to: rule all lets those it names open "*:*", every host and port but the '
          "box itself: name hosts or ports")),
         ("", " there are no rules, so nothing may be opened"),
+        (RULES + TUNNEL,
+         '7: tunnel: no rule allows a tun device: add one with allow = "tun"'),
     ],
 )  # fmt: skip
 def test_what_is_said_aloud(tmp_path: Path, rules: str, warning: str) -> None:
     path = write(tmp_path, TOP + USERS + rules)
     assert read_gateway_toml(path).warnings == (f"{path}:{warning}",)
+
+
+@pytest.mark.parametrize(("uid", "count"), [(0, 1), (1000, 0)])
+def test_sockets_that_root_would_open_are_said_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, count: int
+) -> None:
+    """T65: the program behind a socket takes who connects for the user of this process."""
+    path = write(tmp_path, TOP + USERS + '[[rules]]\nallow = "unix"\nto = ["/run/x.sock"]\n')
+    monkeypatch.setattr("gateway.config.gateway_toml.os.geteuid", lambda: uid)
+    monkeypatch.setattr("gateway.config.gateway_toml.read_checked_file", _read_anyway)
+    warnings = read_gateway_toml(path).warnings
+    assert len(warnings) == count
+    assert all("rules[0] opens sockets as root" in warning for warning in warnings)
+    path.write_text(f'user = "nobody"\n{path.read_text()}')
+    assert not read_gateway_toml(path).warnings, "it opens them as that user"
+
+
+def _read_anyway(path: Path, *_: object) -> bytes:
+    """Leave out whose file it is: that goes by the user too."""
+    return path.read_bytes()
 
 
 # -- what is refused, word by word -----------------------------------------------------------------
@@ -171,7 +212,8 @@ LIST_WANTED = "write a list in brackets"
         (BASE + '[limits]\naudit = "x"\n',
          "8: limits.audit: there is no such key: write audit above the first line in brackets"),
         (BASE + '[whatever]\nx = 1\n', ("7: whatever: there is no such key: the keys here are "
-         "listen, host_keys, algorithms, audit, names, limits, users, authorities, rules")),
+          "listen, host_keys, user, algorithms, audit, audit_keep_days, names, limits, users, "
+          "authorities, rules, tunnel")),
         # the top
         (USERS, (" host_keys: it is missing: "
          'write host_keys = ["host_ed25519"], which `gateway init` makes')),
@@ -215,6 +257,41 @@ LIST_WANTED = "write a list in brackets"
         (BASE + "[limits]\nstartups_begin = 20\nstartups_full = 19\n",
          ("9: limits.startups_full: 19 is less than startups_begin, 20: "
          "write a number that is not")),
+        # the VPN
+        (BASE + TUN_RULE + "[tunnel]\n", ("10: tunnel.pool: it is missing: "
+         'write pool = ["10.213.0.0/24"]')),
+        (BASE + TUN_RULE + "[tunnel]\npool = []\n",
+         "11: tunnel.pool: this list is empty: write at least one"),
+        (BASE + TUN_RULE + "[tunnel]\npool = ['10.213.9.1/24']\n",
+         ("11: tunnel.pool[0]: 10.213.9.1/24 is an address inside 10.213.9.0/24: "
+         "write 10.213.9.0/24, or the address alone")),
+        (BASE + TUN_RULE + "[tunnel]\npool = ['10.213.9.1']\n",
+         ("11: tunnel.pool[0]: 10.213.9.1 is not a network: "
+         "write one such as 10.0.0.0/8 or fd20::/64")),
+        (BASE + TUN_RULE + "[tunnel]\npool = ['10.213.9.0/31']\n",
+         ("11: tunnel.pool: 10.213.9.0/31 is too small for a server and a client: "
+         "write one of /30 or larger")),
+        (BASE + TUN_RULE + "[tunnel]\npool = ['10.213.9.0/24', '10.213.8.0/24']\n",
+         ("11: tunnel.pool: there are two networks of the same family: "
+         "name one of IPv4, one of IPv6")),
+        (BASE + TUN_RULE + "[tunnel]\npool = ['fd21::/64']\nmtu = 1279\n",
+         ("12: tunnel.mtu: 1279 is too small for IPv6, which the pool has: "
+         "write 1280 or more")),
+        (BASE + TUN_RULE + TUNNEL + "mtu = 575\n",
+         "12: tunnel.mtu: 575 is out of bounds: write a number from 576 to 65535"),
+        (BASE + TUN_RULE + TUNNEL + "flows_per_client = 0\n", ("12: tunnel.flows_per_client: "
+         "0 is out of bounds: write a number from 1 to 1000000")),
+        (BASE + TUN_RULE + TUNNEL + "masquerad = 1\n",
+         "12: tunnel.masquerad: there is no such key: did you mean masquerade?"),
+        (BASE + "[[rules]]\nallow = 'tun'\nto = ['tun0']\n", ("9: rules[1].to[0]: tun0 is no "
+         "kind of device, and no network: write tun, tap, *, or a network such as 10.20.0.0/16")),
+        ("audit_keep_days = 1\n" + BASE,
+         '1: audit_keep_days: there is no audit log: write audit = "audit"'),
+        ("audit = 'a'\naudit_keep_days = 0\n" + BASE,
+         "2: audit_keep_days: 0 is out of bounds: write a number from 1 to 36500"),
+        ("'[key]' = 1\n" + BASE, ("1: \"[key]\": there is no such key: the keys here are listen, "
+         "host_keys, user, algorithms, audit, audit_keep_days, names, limits, users, authorities, "
+         "rules, tunnel")),
         # users
         (TOP + RULES, (" there are neither users nor authorities, so nobody could log in: "
          "add [users.NAME] with keys = [...]")),
@@ -286,6 +363,26 @@ def test_a_target_that_is_none_is_named(tmp_path: Path) -> None:
     assert sentence.startswith("7: rules[0].to[1]: b is not ")
 
 
+def test_a_pool_is_no_subnet_of_this_machine(tmp_path: Path, monkeypatch) -> None:
+    def subnets() -> tuple[Subnet, ...]:
+        return (Subnet("eth7", ip_interface("10.213.0.9/16")),)
+
+    monkeypatch.setattr(gateway_toml, "own_subnets", subnets)
+    assert problems(tmp_path, BASE + TUN_RULE + TUNNEL) == [
+        (
+            "11: tunnel.pool: 10.213.9.0/24 overlaps 10.213.0.0/16, the subnet of eth7: "
+            "name a network that is used nowhere near this machine"
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", [".", "missing/leases.json", "x" * 300 + "/y"])
+def test_a_file_of_leases_that_cannot_be(tmp_path: Path, name: str) -> None:
+    [sentence] = problems(tmp_path, f'{BASE}{TUN_RULE}{TUNNEL}leases = "{name}"\n')
+    assert sentence.startswith("12: tunnel.leases: ")
+    assert sentence.endswith(" cannot be a file: name one in a folder that exists")
+
+
 @pytest.mark.parametrize(("name", "bounds"), _BOUNDS.items())
 def test_the_bounds_of_every_limit(tmp_path: Path, name: str, bounds: tuple[int, int]) -> None:
     for value in (bounds[0] - 1, bounds[1] + 1):
@@ -306,6 +403,7 @@ ALL_KEYS = [
     *(("[users.alice]\n", key, "") for key in User.model_fields),
     *(("[[authorities]]\n", key, "") for key in AuthorityTable.model_fields),
     *(("[[rules]]\n", key, "") for key in Rule.model_fields),
+    *(("[tunnel]\n", key, "") for key in Tunnel.model_fields),
 ]
 
 
@@ -313,7 +411,12 @@ ALL_KEYS = [
 def test_every_key_refuses_another_type(tmp_path: Path, table: str, key: str, _: str) -> None:
     sentences = problems(tmp_path, f"{table}{key} = 2020-01-01\n")
     line = 2 if table else 1
-    place = {"": "", "[limits]\n": "limits.", "[users.alice]\n": "users.alice."}
+    place = {
+        "": "",
+        "[limits]\n": "limits.",
+        "[tunnel]\n": "tunnel.",
+        "[users.alice]\n": "users.alice.",
+    }
     path = f"{place.get(table, table.strip('[]' + chr(10)) + '[0].')}{key}"
     [sentence] = [one for one in sentences if one.startswith(f"{line}: {path}: ")]
     assert re.search(": (this is a date or a time|2020-01-01 is not known): write ", sentence)
@@ -494,15 +597,23 @@ def test_reload_takes_everything_but_what_needs_a_restart(tmp_path: Path) -> Non
     assert reload(path, running) == running
     write(
         tmp_path,
-        'listen = ["*:1"]\naudit = "log"\n' + BASE + "[limits]\nmax_auth_tries = 3\n"
-        "[users.bob]\nkeys = ['SECOND']\n",
+        'listen = ["*:1"]\naudit = "log"\naudit_keep_days = 1\n'
+        + BASE
+        + "[limits]\nmax_auth_tries = 3\n[users.bob]\nkeys = ['SECOND']\n"
+        + TUN_RULE
+        + TUNNEL,
     )
     (tmp_path / "host").write_bytes(encode_private_key_file(a_private_key("ssh-ed25519", "n")))
     new = reload(path, running)
     assert (new.listen, new.host_keys, new.audit) == (running.listen, (HOST_KEY,), None)
+    assert new.audit_keep_days == 0
     assert new.limits.max_auth_tries == 3
     assert set(new.users) == {"alice", "bob"}
-    text = "listen, host_keys, audit: changed, and kept as before until a restart"
+    assert new.tunnel is None
+    text = (
+        "listen, host_keys, audit, audit_keep_days, tunnel: changed, and kept as before until a "
+        "restart"
+    )
     assert new.warnings == (f"{path}: {text}",)
 
 
@@ -593,6 +704,7 @@ def test_any_document_gives_a_configuration_or_an_error(document: dict[str, obje
 
 
 @given(st.text(st.sampled_from("[]{}=.,\"'#\\\n ab1\r") | st.characters(exclude_categories=["Cs"])))
+@example('"\x1f"')
 def test_any_text_gives_an_error(text: str) -> None:
     check(text)
     key_lines(text)  # which promises nothing about what is no TOML, but it ends

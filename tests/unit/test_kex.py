@@ -21,6 +21,7 @@ from gateway.ssh.kex import (
     KeyMaterial,
     Mlkem768X25519,
     NistEcdh,
+    ServerReply,
     Transcript,
 )
 
@@ -298,3 +299,9 @@ def test_each_direction_has_its_own_letters(name, monkeypatch):
         material.cipher(name, "hmac-sha2-512", client_to_server=client_to_server)
         mac = [(letters[0], 64)] if spec.aead is None else []
         assert asked == [*mac, (letters[1], spec.key_size), (letters[2], spec.iv_size)]
+
+
+def test_the_secret_is_not_shown():
+    material = KeyMaterial("sha256", b"the secret", b"h", b"s")
+    reply = ServerReply(b"", b"", b"", b"the secret")
+    assert "secret" not in f"{material!r}{reply!r}"

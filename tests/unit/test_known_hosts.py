@@ -548,8 +548,10 @@ SSHD = pathlib.Path("/usr/sbin/sshd")
 )
 def test_ssh_trusts_and_distrusts_the_same_keys(tmp_path, text, port):
     """A real ssh with sshd -i as its ProxyCommand: authentication starts only after trust."""
-    if not SSHD.exists() or (os.geteuid() == 0 and not pathlib.Path("/run/sshd").is_dir()):
-        pytest.skip("no sshd that could start")
+    if not SSHD.exists():
+        pytest.skip("no sshd")
+    if os.geteuid() == 0:
+        pathlib.Path("/run/sshd").mkdir(exist_ok=True)
     host_key = tmp_path / "host_key"
     host_key.write_bytes(encode_private_key_file(private_key("k")))
     host_key.chmod(0o600)

@@ -10,6 +10,7 @@ from gateway.policy import limits as module
 from gateway.policy.limits import (
     MAXIMUM_IDLE_USERS,
     MAXIMUM_SOURCES,
+    SCAN_TARGETS,
     Drop,
     Limits,
     Offence,
@@ -203,6 +204,25 @@ def test_opens_are_limited_by_a_bucket_of_twice_the_rate():
     users.close_link("alice")
     users.open_link("alice", 100)
     assert opened_at(100) == 0, "a new link brings no new bucket"
+
+
+def test_many_targets_that_come_to_nothing_are_a_scan_told_once_a_minute():
+    users = UserCounters(Limits())
+    users.open_link("alice", 0.0)
+    users.open_link("bob", 0.0)
+
+    def told(name, number, now_s):
+        return users.miss(name, f"10.0.0.{number} port 22", now_s)
+
+    assert not any(told("alice", 1, 0.0) for _ in range(1000)), "one target again and again"
+    for number in range(2, SCAN_TARGETS):
+        assert not told("alice", number, 1.0)
+        assert not told("bob", number, 1.0)
+    assert told("alice", SCAN_TARGETS, 59.0)
+    assert not any(told("alice", number, 59.0) for number in range(200, 2000))
+    assert len(users._users["alice"].missed) == SCAN_TARGETS
+    assert not told("bob", 200, 60.0), "those of the last minute do not count"
+    assert [told("alice", number, 60.0) for number in range(SCAN_TARGETS)].index(True) == 49
 
 
 def test_a_flood_of_users_is_forgotten_but_for_those_with_links():

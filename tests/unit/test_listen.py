@@ -217,6 +217,7 @@ def test_own_addresses() -> None:
         (("::1", 22, 0, 0), "::1 port 22"),
         ("", "unix socket"),
         ("/run/x", "/run/x"),
+        (b"\0\x1b]0;x\x07", "\\x00\\x1b]0;x\\x07"),  # an abstract name, which clients choose
         (b"", "unix socket"),
     ],
 )

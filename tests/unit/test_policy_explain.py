@@ -83,6 +83,28 @@ def test_what_a_rule_has_to_name(text: str, why: str) -> None:
     assert not found.verdict.allowed
 
 
+def test_the_steps_of_a_packet() -> None:
+    rules = Policy(
+        (
+            a_rule("lab", "allow tun", "10.20.0.0/16", "tap"),
+            a_rule("no", "deny tun", "10.20.9.0/24"),
+        ),
+        lambda _: False,
+    )
+    assert explain(rules, GROUPS, "bob", "tun 10.20.0.5").lines == (
+        "may bob (groups: none) reach 10.20.0.5 through a tun device?",
+        "  rule no: denies something else: 10.20.9.0/24",
+        "  rule lab: 10.20.0.0/16 allows this",
+        "allowed by rule lab: 10.20.0.0/16",
+    )
+    assert explain(rules, GROUPS, "bob", "tun 10.20.9.5").lines[-1] == (
+        "denied by rule no: 10.20.9.0/24"
+    )
+    assert explain(rules, GROUPS, "bob", "tun fd20::5").lines[-1] == (
+        "denied: no rule allows bob to reach fd20::5 through a tun device"
+    )
+
+
 def test_all_addresses_of_a_name_have_to_be_allowed() -> None:
     addresses = [DB, ip_address("10.9.0.1"), ip_address("192.0.2.1")]
     found = explain(POLICY, GROUPS, "alice", "open a.example:443", addresses=addresses)
@@ -104,6 +126,10 @@ def test_all_addresses_of_a_name_have_to_be_allowed() -> None:
         ("alice", "tun tun", "vpn"),
         ("alice", "tun tap", "built-in:no-rule"),
         ("alice", "tun", "built-in:malformed"),
+        ("alice", "tun 10.20.0.5", "vpn"),
+        ("alice", "tun 198.51.100.7", "built-in:special-address"),
+        ("alice", "tun ::1", "built-in:special-address"),
+        ("alice", "tun 10.20.0.0/16", "built-in:malformed"),
         ("alice", "unix /run/app/x.sock", "run"),
         ("alice", "unix /run/app/../x.sock", "built-in:malformed"),
         ("alice", "open 192.0.2.1:0", "built-in:malformed"),

@@ -22,12 +22,14 @@ from gateway.policy.rules import (
     deny_wins,
     parse_target,
 )
+from gateway.serving.authorize import Grant, Login, authorize, authorize_device
 from gateway.ssh.authorized_keys import parse_authorized_keys
 from gateway.ssh.certificates import check_for_user, parse_certificate_untrusted
 from gateway.ssh.keys import PrivateKey
 from tests.support.keys import a_certificate, a_private_key, options
 
 KEY = PrivateKey.generate(lambda length: b"k" * length).public
+ADDRESS = ip_address("10.0.0.5")
 SUBJECT = Subject("alice", frozenset({"staff"}), KEY.fingerprint, frozenset({"ops"}), "203.0.113.1")
 
 # Whom the rules of a layer are for. Each has a rule that allows, one that denies, or none.
@@ -49,6 +51,7 @@ ASKED = {
     "tcpip-forward": REQUEST_ACTIONS,
     "tun@openssh.com tun": CHANNEL_ACTIONS,
     "tun@openssh.com tap": CHANNEL_ACTIONS,
+    "tun@openssh.com 10.20.0.5": CHANNEL_ACTIONS,  # a packet through such a device
     "direct-streamlocal@openssh.com": CHANNEL_ACTIONS,
     "streamlocal-forward@openssh.com": REQUEST_ACTIONS,
     "session": CHANNEL_ACTIONS,
@@ -58,7 +61,7 @@ ASKED = {
     "no-more-sessions@openssh.com": REQUEST_ACTIONS,
     "unheard-of@example.com": CHANNEL_ACTIONS,
 }
-TUNNELS = tuple(ASKED)[:6]
+TUNNELS = tuple(ASKED)[:7]
 OPEN, LISTEN = TUNNELS[0], TUNNELS[1]
 
 # Options of the key's line, and what remains possible with them.
@@ -84,19 +87,19 @@ CERTIFICATES = {"none": TUNNELS, "permits": TUNNELS, "does not permit": ()}
 def ask(policy: Policy, limits, what: str) -> Verdict:
     """Ask as a server does, for one message."""
     message, _, kind = what.partition(" ")
-    address = ip_address("10.0.0.5")
+    login = Login(SUBJECT, (KEY,), tuple(map(Grant, limits)))
     match ASKED[what].get(message):
         case Action.OPEN:
-            ours = policy.decide_open(SUBJECT, "db", 5432, address)
-            return deny_wins(ours, limits.decide_open("db", 5432, address))
+            return authorize(policy, login, Action.OPEN, "db", 5432, ADDRESS)
         case Action.LISTEN:
-            ours = policy.decide_listen(SUBJECT, "localhost", 8080)
-            return deny_wins(ours, limits.decide_listen("localhost", 8080))
+            return authorize(policy, login, Action.LISTEN, "localhost", 8080)
+        case Action.TUN if "." in kind:
+            inner = policy.decide_tun_packet(SUBJECT, ip_address(kind))
+            return deny_wins(inner, *(key.decide_tun("tun") for key in limits))
         case Action.TUN:
-            return deny_wins(policy.decide_tun(SUBJECT, kind), limits.decide_tun(kind))
+            return authorize_device(policy, login, kind, None)[0]
         case Action.UNIX:
-            ours = policy.decide_unix(SUBJECT, "/run/x.sock")
-            return deny_wins(ours, limits.decide_unix("/run/x.sock"))
+            return authorize(policy, login, Action.UNIX, "/run/x.sock")
     return policy.decide_other(message)
 
 
@@ -139,7 +142,7 @@ def test_every_combination_of_layers(what: str) -> None:
         layers = dict(zip(SCOPES, says, strict=True))
         policy = Policy(rules_of(layers), lambda _: False)
         for (key_line, certificate), limit in limits.items():
-            verdict = ask(policy, limit, what)
+            verdict = ask(policy, (limit,), what)
             expected = (
                 what in TUNNELS
                 and "deny" not in says
@@ -154,10 +157,26 @@ def test_every_combination_of_layers(what: str) -> None:
     assert (allowed > 0) is (what in TUNNELS)
 
 
+@pytest.mark.parametrize("what", TUNNELS)
+def test_each_of_several_keys_that_signed_denies(what: str) -> None:
+    """T87: whichever signs first, what one line or certificate forbids is forbidden."""
+    policy = Policy(rules_of({"global": "allow"}), lambda _: False)
+    limits = {
+        (key_line, certificate): limits_of(key_options(key_line), certificate_options(certificate))
+        for key_line, certificate in itertools.product(KEY_OPTIONS, CERTIFICATES)
+    }
+    good = {
+        name for name in limits if what in KEY_OPTIONS[name[0]] and what in CERTIFICATES[name[1]]
+    }
+    for names in itertools.product(limits, repeat=2):
+        verdict = ask(policy, tuple(limits[name] for name in names), what)
+        assert verdict.allowed is good.issuperset(names), (names, verdict)
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_each_layer_decides_by_itself(scope: str) -> None:
     """Alone it allows; and its no is told with its name, whatever the others say."""
-    limits = limits_of(None)
+    limits = (limits_of(None),)
     for what in TUNNELS:
         action = ASKED[what][what.partition(" ")[0]].value
         alone = ask(Policy(rules_of({scope: "allow"}), lambda _: False), limits, what)

@@ -117,7 +117,24 @@ def test_a_reason_shows_text_of_others_escaped() -> None:
         (lambda: Rule("r", True, Action.TUN, (parse_target("db:1"),)), "db:1 is no target of tun"),
         (lambda: Rule("r", True, Action.UNIX, (parse_target("*:*"),)), "no target of unix"),
         (lambda: Rule("r", True, Action.OPEN, (parse_target("tun", Action.TUN),)), "tun is no tar"),
-        (lambda: a_rule("tun0", action=Action.TUN), "tun0 is no kind of device"),
+        (lambda: a_rule("tun0", action=Action.TUN), "tun0 is no kind of device, and "),
+        *(
+            (lambda text=text: a_rule(text, action=Action.TUN), problem)
+            for text, problem in (
+                ("10.20.0.5/16", "is an address inside 10.20.0.0/16"),
+                ("10.20.0.0/33", "is not a network"),
+                ("10.20.0.0/255.255.0.0", "is not a network"),
+                ("fe80::/64%eth0", "is not a network"),
+                ("fe80::1%eth0", "no kind of device, and no network"),
+                ("[fd20::]/64", "is not a network"),
+                ("10.20.0.0/16:22", "is not a network"),
+                ("db.internal", "no kind of device, and no network"),
+            )
+        ),
+        (lambda: Rule("r", True, Action.OPEN, (parse_target("10.0.0.0/8", Action.TUN),)),
+         "10.0.0.0/8 is no target of open"),
+        (lambda: Rule("r", True, Action.UNIX, (parse_target("10.0.0.0/8", Action.TUN),)),
+         "10.0.0.0/8 is no target of unix"),
         (lambda: a_rule("", action=Action.TUN), "an empty text is no kind of device"),
         *(
             (lambda path=path: a_rule(path, action=Action.UNIX), "is not the path of a socket")
@@ -218,6 +235,100 @@ def test_kinds_of_devices(to: str, kinds: list[str]) -> None:
     assert [kind for kind in asked if policy(*everything).decide_tun(ALICE, kind).allowed] == [
         kind for kind in ("tun", "tap") if kind not in kinds
     ]
+
+
+INSIDE = (
+    "10.20.0.5", "10.21.0.5", "fd20::5", "2001:db8::1", "::ffff:10.20.0.5", "64:ff9b::10.20.0.5",
+)  # fmt: skip
+SPECIAL = (
+    "198.51.100.7", "127.0.0.1", "::1", "0.0.0.0", "::", "169.254.169.254", "fe80::1", "224.0.0.1",
+    "ff02::1", "255.255.255.255", "100.64.1.1", "fd00:ec2::254", "::ffff:127.0.0.1",
+)  # fmt: skip
+WITH_OWN = frozenset({ip_address("198.51.100.7")})
+
+
+def reached(allow: tuple[str, ...], deny: tuple[str, ...] = ()) -> list[str]:
+    """Return where packets may go, of all that is asked here; this machine is 198.51.100.7."""
+    rules = [a_rule(*allow, action=Action.TUN)] if allow else []
+    rules += [a_rule(*deny, action=Action.TUN, allow=False)] if deny else []
+    asks = Policy(tuple(rules), WITH_OWN.__contains__).decide_tun_packet
+    return [text for text in (*INSIDE, *SPECIAL) if asks(ALICE, ip_address(text)).allowed]
+
+
+MAPPED = ["::ffff:10.20.0.5", "64:ff9b::10.20.0.5"]
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "expected"),
+    [
+        ((), (), []),
+        (("tun",), (), list(INSIDE)),
+        (("*",), (), list(INSIDE)),
+        (("tap",), (), []),
+        (("10.20.0.0/16",), (), ["10.20.0.5", *MAPPED]),
+        (("10.20.0.5",), (), ["10.20.0.5", *MAPPED]),
+        (("10.20.0.0/16", "fd20::/64", "tap"), (), ["10.20.0.5", "fd20::5", *MAPPED]),
+        (("0.0.0.0/0", "::/0"), (), list(INSIDE)),
+        (("tun",), ("10.20.0.0/16",), ["10.21.0.5", "fd20::5", "2001:db8::1"]),
+        (("10.0.0.0/8",), ("10.20.0.0/15",), []),
+        (("10.20.0.5",), ("10.20.0.5",), []),
+        (("tun", "10.20.0.0/16"), ("tun",), []),
+        (("10.20.0.0/16",), ("*",), []),
+        (("10.20.0.0/16",), ("tap",), ["10.20.0.5", *MAPPED]),
+        # What has to be named: one address, or what is special in the same way.
+        (("198.51.100.7",), (), ["198.51.100.7"]),
+        (("198.51.100.0/24",), (), []),
+        (("127.0.0.0/8",), (), ["127.0.0.1", "::ffff:127.0.0.1"]),
+        (("169.254.0.0/16", "100.64.0.0/10"), (), ["169.254.169.254", "100.64.1.1"]),
+        (("100.0.0.0/9",), (), []),
+        (("fe80::/10", "ff02::/16"), (), ["fe80::1", "ff02::1"]),
+        (("198.51.100.7",), ("198.51.100.0/24",), []),
+    ],
+)
+def test_where_packets_may_go(allow, deny, expected: list[str]) -> None:
+    assert reached(allow, deny) == expected
+
+
+def test_a_network_means_a_layer_3_device() -> None:
+    rules = policy(a_rule("10.20.0.0/16", action=Action.TUN))
+    assert [rules.decide_tun(ALICE, kind).allowed for kind in ("tun", "tap")] == [True, False]
+    denied = a_rule("10.20.0.0/16", action=Action.TUN, allow=False)
+    rules = policy(a_rule("*", action=Action.TUN), denied)
+    assert [rules.decide_tun(ALICE, kind).allowed for kind in ("tun", "tap")] == [True, True]
+
+
+def test_why_a_packet_is_dropped() -> None:
+    address = ip_address("10.20.0.5")
+    rules = Policy((a_rule("tun", action=Action.TUN),), lambda own: own == address)
+    verdict = rules.decide_tun_packet(ALICE, address)
+    assert verdict.rule_id == "built-in:special-address"
+    assert verdict.reason == ("denied: 10.20.0.5 is the jump box itself; a rule must name it")
+    verdict = policy().decide_tun_packet(ALICE, address)
+    assert verdict.reason == (
+        "denied: no rule allows alice to reach 10.20.0.5 through a tun device"
+    )
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "networks"),
+    [
+        (("tun",), (), []),
+        (("tun", "10.20.0.0/16"), (), ["10.20.0.0/16"]),
+        (("fd20::/64", "10.20.1.0/24", "10.20.0.0/16", "10.20.0.0/16", "tap"), (),
+         ["10.20.0.0/16", "fd20::/64"]),
+        (("10.20.0.0/24", "10.20.1.0/24"), (), ["10.20.0.0/23"]),
+        (("10.0.0.0/8", "10.9.1.0/24", "192.0.2.1"), ("10.9.0.0/16",),
+         ["10.0.0.0/8", "192.0.2.1/32"]),
+        (("10.20.0.0/16",), ("10.20.0.0/16",), []),
+        (("10.20.0.0/16",), ("tun",), []),
+    ],
+)  # fmt: skip
+def test_networks_that_are_pushed(allow, deny, networks: list[str]) -> None:
+    rules = [a_rule(*allow, action=Action.TUN), a_rule("10.99.0.0/16", action=Action.TUN,
+                                                       users=["bob"])]  # fmt: skip
+    rules += [a_rule(*deny, action=Action.TUN, allow=False)] if deny else []
+    rules.append(a_rule("10.98.0.0/16:*"))
+    assert [str(network) for network in policy(*rules).allowed_networks(ALICE)] == networks
 
 
 @pytest.mark.parametrize(
@@ -359,6 +470,7 @@ def test_a_request_is_decided_whatever_its_text(text, port, address) -> None:
             rules.decide_listen(ALICE, text, port),
             rules.decide_unix(ALICE, text),
             rules.decide_tun(ALICE, text),
+            rules.decide_tun_packet(ALICE, address),
             limits('permitopen="db:1",permitlisten="1"').decide_open(text, port, address),
         ):
             assert verdict.reason.isprintable()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from gateway.server import Server, ServerOptions
+from gateway.server import Server
 from gateway.ssh.flow import PathMeter
 from gateway.ssh.windows import Budget, Shares
+from tests.support.serving import make_options
 
 
 def test_the_links_of_a_user_share_a_part_of_the_servers_memory():
-    server = Server(ServerOptions((), (), None), report=print).shared  # type: ignore[arg-type]
+    server = Server(make_options(), report=print).shared
     links = [Shares(PathMeter(), Budget()) for _ in range(3)]
     for link, user_name in zip(links, ("alice", "alice", "bob"), strict=True):
         link.join(server.budget_of(user_name))
