@@ -33,8 +33,6 @@ SUITES = [(name, None) for name in algorithms.AEAD_CIPHERS] + [
     (cipher, mac) for cipher in CTR for mac in algorithms.DEFAULT_MACS
 ]
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def with_openssh(names):
     """Pair both versions with the key exchanges; only the newest has the post-quantum one."""

@@ -35,7 +35,7 @@ from tests.support.programs import (
     running_sshd,
 )
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop]
 
 USER = getpass.getuser()
 

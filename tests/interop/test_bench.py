@@ -11,7 +11,6 @@ ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(120),
     pytest.mark.usefixtures("sshd"),
     pytest.mark.alone,
 ]

@@ -29,7 +29,7 @@ BLOCK_LENGTH = 1_000_003  # no multiple of anything that is on the way
 GIGABYTE = 1000  # in blocks
 PERMIT = ("--permit-open", "127.0.0.1:*")
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def _send(sock: socket.socket, block: bytes, blocks: int) -> None:

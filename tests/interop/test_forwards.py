@@ -93,8 +93,6 @@ USERS = {"key": ("alice", "id_ed25519"), "certificate": ("carol", "certified")}
 LOAD = content("load", 8_000_000)
 REKEY_LIMIT = 256 << 10
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @dataclass(frozen=True)
 class Place:

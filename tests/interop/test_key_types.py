@@ -282,7 +282,6 @@ def test_ssh_trusts_the_same_certificates(folder, tmp_path, name, known_hosts, p
     compare(folder, tmp_path, name, known_hosts, port, arguments)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("known_hosts", "port", "arguments"), CASES + NEWEST_CASES)
 def test_the_newest_ssh_trusts_the_same_certificates(folder, peers, known_hosts, port, arguments):
     place = peers / f"certificates.{os.getpid()}"

@@ -25,8 +25,6 @@ TYPES = {
 
 DATA = content("login keys", 100_000)
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture(scope="module")
 def folder(openssh):

@@ -27,7 +27,7 @@ from tests.support.programs import (
 BLOCK = os.urandom(1 << 20)
 BLOCKS = 50
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop]
 
 
 def two_way_load(proxy_port, target_port):

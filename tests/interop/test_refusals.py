@@ -15,8 +15,6 @@ from tests.support.programs import (
     running_sshd,
 )
 
-pytestmark = pytest.mark.timeout(60)
-
 HOST = f"{USER}@127.0.0.1"
 
 

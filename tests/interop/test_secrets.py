@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.support.programs import Keys
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop]
 
 PASSPHRASE = "open sesame 5f0e"
 PROXY_PASSWORD = "se:cret/proxy"

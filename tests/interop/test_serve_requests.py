@@ -62,7 +62,6 @@ to = ["{path}"]
 """
 
 debian_only = pytest.mark.parametrize("openssh", ["debian"], indirect=True)
-pytestmark = pytest.mark.timeout(60)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ TYPES = {
     "rsa2048": ["-t", "rsa", "-b", "2048"],
 }
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture(scope="module")
 def servers(openssh):

@@ -21,7 +21,6 @@ from tests.support.programs import (
     running_sshd,
 )
 
-pytestmark = pytest.mark.timeout(60)
 TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256")
 # The last line about them of either program.
 SSH_IS_DONE = (

@@ -132,11 +132,16 @@ async def test_both_channel_tables_are_empty_after_the_end():
 
 async def test_a_close_delivers_what_came_before_it():
     async with joined() as it:
-        far = it.far
         data = os.urandom(500_000)
-        await far.send_all(data)
-        await far.aclose()
-        assert await receive_exactly(it.app, len(data)) == data
+
+        async def send_and_close():
+            far = it.far
+            await far.send_all(data)
+            await far.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_and_close)
+            assert await receive_exactly(it.app, len(data)) == data
         assert await it.app.receive_some() == b""
         await it.done.wait()
 

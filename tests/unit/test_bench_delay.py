@@ -31,6 +31,7 @@ def ask(entry, task, **options):
     return json.loads(done.stdout)
 
 
+@pytest.mark.alone
 def test_a_round_trip_takes_the_delay_and_a_transfer_the_rate(bed):
     line = Line(round_trip_ms=40, rate_mbit=20, buffer_bytes=256 << 10)
     with ExitStack() as stack:
@@ -42,6 +43,7 @@ def test_a_round_trip_takes_the_delay_and_a_transfer_the_rate(bed):
             assert count / 2 == pytest.approx(2.5e6, rel=0.05)
 
 
+@pytest.mark.alone
 def test_a_line_without_a_rate_only_delays(bed):
     line = Line(round_trip_ms=100, rate_mbit=0, buffer_bytes=128 << 20)
     with ExitStack() as stack:
