@@ -38,7 +38,7 @@ from tests.support.programs import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-IN_TIME_S = 8.0  # ConnectTimeout=1, and the start of a Python on a busy machine
+IN_TIME_S = 20.0  # ConnectTimeout=1, and the start of a Python on a busy machine
 
 
 @pytest.fixture(scope="module")

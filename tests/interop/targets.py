@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 SYSTEM_PROGRAMS = ":/usr/sbin:/usr/local/sbin"  # not everybody has them in PATH
 UNKNOWN_NAME = "no-such-name.invalid"
 GREETING, METHOD_CHOSEN = b"\x05\x01\x00", b"\x05\x00"

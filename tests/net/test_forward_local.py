@@ -35,7 +35,7 @@ class SlowLookUp:
 
 async def until_no_thread_runs():
     limiter = trio.to_thread.current_default_thread_limiter()
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while limiter.borrowed_tokens:
             await trio.sleep(0.005)
 

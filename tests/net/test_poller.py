@@ -26,7 +26,7 @@ def pair():
 
 
 async def seen(events, count=1):
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while len(events) < count:
             await trio.sleep(0.001)
     return events
@@ -218,7 +218,7 @@ async def test_who_waits_for_a_socket_that_is_closed_hears_of_it(pair):
         with pytest.raises(trio.ClosedResourceError):
             await ready.wait()
 
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
@@ -237,6 +237,7 @@ async def test_trio_is_as_we_know_it() -> None:
 
 async def test_who_was_to_run_before_it_began_runs() -> None:
     """Trio runs what is runnable in a random order, so the poller may be the first."""
+    late = 0
     for _ in range(20):
         started_s = time.perf_counter()
         steps = []
@@ -253,32 +254,39 @@ async def test_who_was_to_run_before_it_began_runs() -> None:
 
         await trio.to_thread.run_sync(trio.run, main)
         assert steps == [0, 1, 2]
-        assert time.perf_counter() - started_s < 0.5
+        late += time.perf_counter() - started_s > 0.5
+    assert late <= 2  # a busy machine may be; we would be in half of the rounds
 
 
-async def test_at_rest_timers_threads_and_sockets_of_trio_are_not_late() -> None:
+@pytest.mark.parametrize("what", ["timer", "thread", "socket"])
+async def test_at_rest_timers_threads_and_sockets_of_trio_are_not_late(what: str) -> None:
     poller.current()
     near, far = trio.socket.socketpair()
+    took_s = []
     with near, far:
-        await trio.sleep(0.05)  # it rests now
-        started_s = time.perf_counter()
-        await trio.sleep(0.02)
-        assert 0.02 <= time.perf_counter() - started_s < 0.3
-        for _ in range(3):
-            started_s = time.perf_counter()
-            await trio.to_thread.run_sync(time.sleep, 0.02)
-            assert time.perf_counter() - started_s < 0.3
-        async with trio.open_nursery() as nursery:
 
-            async def answer() -> None:
-                await far.send(await far.recv(1))
+        async def answer() -> None:
+            await far.send(await far.recv(1))
 
-            nursery.start_soon(answer)
-            await trio.sleep(0.05)
-            started_s = time.perf_counter()
-            await near.send(b"x")
-            assert await near.recv(1) == b"x"
-            assert time.perf_counter() - started_s < 0.3
+        async def wait() -> None:
+            if what == "timer":
+                await trio.sleep(0.02)
+            elif what == "thread":
+                await trio.to_thread.run_sync(time.sleep, 0.02)
+            else:
+                await near.send(b"x")
+                assert await near.recv(1) == b"x"
+
+        for _ in range(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer)
+                await trio.sleep(0.05)  # it rests now
+                started_s = time.perf_counter()
+                await wait()
+                took_s.append(time.perf_counter() - started_s)
+                nursery.cancel_scope.cancel()
+    assert sorted(took_s)[1] < 0.3  # the rest is left to a busy machine
+    assert what == "socket" or min(took_s) >= 0.02
 
 
 async def test_who_wants_to_know_that_nothing_happens_is_told_once() -> None:
@@ -302,10 +310,10 @@ async def test_at_rest_a_defect_is_logged_and_what_is_left_is_done_at_once(caplo
     this.at_rest(fail)
     this.at_rest(lambda: this.again(lambda: told.append("again")))
     started_s = time.perf_counter()
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not told:
             await trio.sleep(0.005)
-    assert time.perf_counter() - started_s < 0.5
+    assert time.perf_counter() - started_s < 0.9 * poller.REST_S
     assert "at rest" in caplog.text
 
 
@@ -316,4 +324,4 @@ async def test_what_a_function_at_rest_leaves_to_do_does_not_wait() -> None:
     this.at_rest(lambda: this.again(done.set))
     started_s = time.perf_counter()
     await done.wait()
-    assert time.perf_counter() - started_s < 0.5
+    assert time.perf_counter() - started_s < 0.9 * poller.REST_S

@@ -194,7 +194,7 @@ async def test_a_defect_after_a_channel_was_confirmed_ends_that_one(monkeypatch,
         with monkeypatch.context() as patch:
             patch.setattr(relay.Relay, "start", defect)
             channel = await client.open("127.0.0.1", echo_port)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while not channel.close_received:
                     await trio.sleep(0.005)
         assert caplog.text.count("internal error") == 1
@@ -277,7 +277,7 @@ async def test_1000_channels_are_1000_pairs_with_exact_bytes(echo_port):
                     nursery.start_soon(direct)
         for _ in range(100):
             await remote()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while box.server.shared.channels:
                 await trio.sleep(0.005)
         ended = box.of_type(events.ChannelEnded)

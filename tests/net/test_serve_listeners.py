@@ -47,7 +47,7 @@ async def is_reset(port):
 
 async def opened(client, count=1):
     """Return the channel that the server opened towards a client."""
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while len(client.opened) < count:
             await trio.sleep(0.005)
     return client.opened[count - 1]
@@ -83,7 +83,7 @@ async def test_port_0_is_told_and_carries_both_ways():
             channel.send_eof()
             assert await stream.receive_some() == b""
         await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not box.of_type(events.ChannelEnded):
                 await trio.sleep(0.005)
         (ended,) = box.of_type(events.ChannelEnded)
@@ -210,7 +210,7 @@ async def test_the_listeners_of_a_link_close_when_it_ends():
             stream = await connect(port)
             await opened(client)
             client.carrier.close()  # without a word
-            with trio.fail_after(2):
+            with trio.fail_after(30):
                 while box.server.shared.links:
                     await trio.sleep(0.005)
             assert is_free(port)

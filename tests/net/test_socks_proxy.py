@@ -18,7 +18,7 @@ from gateway.proxy.socks import PATIENCE_S, SocksProxy
 from gateway.ssh.numbers import OpenFailure
 from tests.support.memory import linked, make_links
 
-WAIT_S = 20
+WAIT_S = 60
 GREETING, METHOD = b"\5\1\0", b"\5\0"
 REQUEST = b"\5\1\0\1\x7f\0\0\1\0\x50"
 

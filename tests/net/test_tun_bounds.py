@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from gateway.tun.pump import Pump
 
-WAIT_S = 20
+WAIT_S = 60
 LONGEST_CALL_S = 0.5  # of processor time; a tenth of it is usual
 LARGEST_RECORD = 4 + SIZE + 65_535
 PLAIN = bytes(SIZE)

@@ -64,7 +64,7 @@ async def test_a_channel_that_the_client_cannot_use_is_closed(confirmation, erro
         try:
             with pytest.raises(error):
                 await tunnel.open(links.link, pytest.fail)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 while not opened[0].close_received:
                     await trio.sleep(0.005)
         finally:

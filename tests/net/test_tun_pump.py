@@ -19,7 +19,7 @@ from tests.support.memory import linked, make_links, read_all
 from tests.support.packets import ipv4, ipv6
 from tests.support.tun import FakeDevice
 
-WAIT_S = 20
+WAIT_S = 60
 SMALL = ipv4("10.1.0.1", "10.1.0.2", b"ping")
 
 

@@ -19,7 +19,7 @@ from tests.support.memory import linked, make_links
 from tests.support.packets import ipv4
 from tests.support.tun import FakeDevice
 
-WAIT_S = 20
+WAIT_S = 60
 ALL = 15
 PLAIN = HEADER.pack(0, 0, 0, 0, 0, 0)
 TCP4 = HEADER.pack(1, 1, 40, 1460, 20, 16)

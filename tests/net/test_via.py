@@ -143,7 +143,7 @@ async def test_bad_answers_end_in_one_sentence(scheme, answers, said):
     try:
         with (
             scripted(scheme, *answers, after=leave) as (proxy, _),
-            trio.fail_after(10),
+            trio.fail_after(30),
             pytest.raises(ConnectionLost) as caught,
         ):
             await dial_through([proxy], HOST, 22, DialOptions())

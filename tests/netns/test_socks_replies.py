@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.netns
 
 PORT = 6000
-READY_S = 20.0
+READY_S = 60.0
 SILENT, UNREACHABLE = "198.51.100.7", "198.51.100.8"
 OUTCOMES = {
     "10.99.0.1": 5,  # refused: a host without a server

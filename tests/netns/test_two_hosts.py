@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.netns
 
 GATEWAY = (sys.executable, "-m", "gateway")
-READY_S = 20
+READY_S = 60
 PAGE_PORT = 8000
 PAGE_TEXT = "only the server sees this page\n"
 NOWHERE = "203.0.113.9"  # RFC 5737: outside every subnet of the lab, which has no default route

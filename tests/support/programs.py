@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from netns.lab import Host
 
 GATEWAY = [sys.executable, "-m", "gateway"]
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
 USER = getpass.getuser()
 """Whom a stock sshd that was started by us lets in."""
 

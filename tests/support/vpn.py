@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scripts.child import Child
 
 PORT = 2222
-READY_S = 30.0
+READY_S = 60.0
 
 SSHD_CONFIG = """\
 Port {port}

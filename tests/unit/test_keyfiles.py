@@ -458,11 +458,11 @@ def test_damaged_pem_files(text, message):
 
 
 def test_many_beginnings_take_no_time():
-    started = time.perf_counter()
+    started = time.process_time()
     for line in (b"-----BEGIN PRIVATE KEY-----\n", b"-----BEGIN EC PARAMETERS-----\n"):
         text = line * (keyfiles.MAXIMUM_FILE_BYTES // len(line))
         assert "END line is missing" in refusal(text)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -541,9 +541,9 @@ def pbes2(name, *numbers):
     ],
 )
 def test_a_slow_derivation_is_refused_before_it_is_begun(algorithm, too_slow):
-    started = time.perf_counter()
+    started = time.process_time()
     message = refusal(pkcs8(algorithm), "passphrase", where="id")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert ("would take too long" in message) is too_slow
     assert "openssl pkcs8 -topk8 -in id" in message or not too_slow
     if not too_slow:

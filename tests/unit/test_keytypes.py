@@ -274,11 +274,11 @@ def test_a_long_rsa_key_is_refused_before_anything_is_computed(monkeypatch):
 
 def test_the_longest_rsa_key_takes_less_than_a_second():
     """T89: a pathological key may not hold the loop."""
-    started = time.perf_counter()
+    started = time.process_time()
     key = parse_public_key_untrusted(rsa_blob(2**64 - 1, 2**16384 - 1))
     with pytest.raises(SignatureError):
         key.verify(string(b"rsa-sha2-512") + string(b"\x7f" * 2048), b"data")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("e", [0, 1, 2, 4, 65536, 2**64, 2**64 + 1, 2**2000 + 1])

@@ -258,10 +258,10 @@ def test_patterns(text, pattern, expected):
 
 
 def test_patterns_take_bounded_time():
-    start = time.perf_counter()
+    start = time.process_time()
     assert not match_pattern("a" * 1000, "*a" * 500 + "b")
     assert not match_pattern("a" * 1000, "*?" * 500 + "b")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_host_key_algorithms_are_ordered_as_ssh_orders_them():
