@@ -196,9 +196,10 @@ async def _race(target: str, addresses: list[Address], options: DialOptions) -> 
                 nursery.start_soon(attempt, address, failed)
                 with trio.move_on_after(ATTEMPT_DELAY_S):
                     await failed.wait()
-    except trio.Cancelled:  # from outside, perhaps after an attempt has won
+    except BaseException:  # cancelled from outside, perhaps after an attempt has won
         for sock in winners:
             sock.close()
+        await trio.lowlevel.checkpoint_if_cancelled()  # the callers expect no group of them
         raise
     if winners:
         return winners[0]

@@ -171,6 +171,23 @@ async def test_a_winner_whose_caller_was_cancelled_is_closed(
     assert all(sock.fileno() < 0 for sock in network.sockets)
 
 
+async def test_a_winner_at_the_moment_of_the_cancellation_is_closed(
+    monkeypatch: pytest.MonkeyPatch, network: Network
+) -> None:
+    network.answers = {FIRST: (0, 0), SECOND: (0, 0)}
+    made = []
+
+    async def attempt(_address: Address, _options: DialOptions) -> socket.socket:
+        made.append(socket.socket())
+        scope.cancel()
+        return made[0]
+
+    monkeypatch.setattr(dial_module, "_attempt", attempt)
+    with trio.CancelScope() as scope, pytest.raises(trio.Cancelled):
+        await dial(NAME, PORT)
+    assert [sock.fileno() for sock in made] == [-1]
+
+
 # -- the address that is dialled is the one that was checked (T54) ---------------------------------
 
 
