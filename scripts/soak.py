@@ -1,6 +1,6 @@
 """`scripts/soak`: a VPN killed at hundreds of random moments; see `tests.support.moments`.
 
-`scripts/soak rekey` is another one, see `scripts.soak_rekey`.
+There are others instead of that, `scripts/soak rekey` and `dheat`: see `scripts.soak_rekey`, ….
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from gateway.tun.journal import FOLDER_VARIABLE
 from netns.lab import Lab, why_unusable
 from netns.topologies import ROUTED
-from scripts import soak_rekey
+from scripts import soak_dheat, soak_rekey
 from tests.support.moments import Moments
 from tests.support.vpn import running_site
 
 KINDS = ("serve", "debian", "newest")
-OTHERS = {"rekey": soak_rekey}
+OTHERS = {"rekey": soak_rekey, "dheat": soak_dheat}
 
 
 def main() -> int:
