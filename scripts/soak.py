@@ -1,6 +1,6 @@
 """`scripts/soak`: a VPN killed at hundreds of random moments; see `tests.support.moments`.
 
-There are others instead of that, `scripts/soak rekey` and `dheat`: see `scripts.soak_rekey`, ….
+Others are `scripts/soak rekey` (`scripts.soak_rekey`) and `scripts/soak dheat` (`scripts.soak_dheat`).
 """
 
 from __future__ import annotations

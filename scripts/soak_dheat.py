@@ -2,7 +2,7 @@
 
 Key exchanges as fast as they can be begun (DHEat, CVE-2002-20001), with what costs the server most
 of what it offers by itself and of what it can offer, and connections without any. ssh-audit has
-the lowest priority, so that on a machine with few processors it is the server that is measured.
+a lower priority, so that on a machine with few processors it is the server that is measured.
 """
 
 from __future__ import annotations
