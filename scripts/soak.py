@@ -1,6 +1,6 @@
 """`scripts/soak`: a VPN killed at hundreds of random moments; see `tests.support.moments`.
 
-Others are `scripts/soak rekey` (`scripts.soak_rekey`) and `scripts/soak dheat` (`scripts.soak_dheat`).
+Others are `scripts/soak rekey` and `scripts/soak dheat`: see `soak_rekey.py` and `soak_dheat.py`.
 """
 
 from __future__ import annotations
