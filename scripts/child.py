@@ -76,6 +76,11 @@ class Child:
                 raise self.error(f"ended with status {self.process.wait()}")
         raise self.error(f"did not get ready within {timeout_s:.0f} seconds")
 
+    def lines(self) -> list[str]:
+        """What it has printed, the last of it if that is much."""
+        with self._changed:
+            return list(self._lines)
+
     def error(self, problem: str) -> ChildError:
         return ChildError(f"{self.name} {problem}\n{self.last_words()}")
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.programs import newest_peers
+from tests.support.programs import OpenSSH, newest_peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+NEWEST = "newest peer:"
+
 
 @pytest.fixture(scope="session")
 def peers() -> Path:
-    """The newest OpenSSH, in a folder to chroot into."""
+    """The newest OpenSSH, Dropbear and PuTTY, in a folder to chroot into."""
     try:
         folder = newest_peers()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    version = subprocess.run(
-        ["chroot", folder, "/usr/bin/ssh", "-V"], capture_output=True, text=True, check=True
-    )
-    print("newest peer:", version.stderr.strip())  # noqa: T201 - with -rA it names what was met
+    for program in ("ssh", "dbclient", "plink"):
+        print(NEWEST, OpenSSH(folder, folder).version(program))  # noqa: T201 - for the summary
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the newest peers that were met."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    said = "".join(text for report in reports for _, text in getattr(report, "sections", ()))
+    for line in sorted({line for line in said.splitlines() if line.startswith(NEWEST)}):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

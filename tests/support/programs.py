@@ -386,6 +386,14 @@ class OpenSSH:
         (loader,) = root.glob("usr/lib/*/ld-linux*.so.*")
         return [str(loader), "--library-path", str(loader.parent)]
 
+    def version(self, program: str) -> str:
+        """Return the first line of what it says with -V; Dropbear's and OpenSSH's say it aside."""
+        done = subprocess.run(
+            self.command(program, "-V"), stderr=subprocess.STDOUT, stdout=subprocess.PIPE,
+            text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.splitlines()[0]
+
     def _search_path(self) -> str:
         if self.root is not None:
             return f"{self.root}/usr/bin:{self.root}/usr/sbin"
