@@ -52,21 +52,19 @@ _METHOD: Final = "curve25519-sha256"
 
 
 class Snapshot:
-    """All that a protocol knows at one moment, to go back to.
+    """All that an object of ours knows at one moment, and all that it leads to, to go back to.
 
     The objects stay the same ones, as everything that points to them expects: what is put back is
     their attributes and the contents of their lists. What is not ours and has a state of its own,
     such as a stream cipher of AES-CTR, cannot be put back.
     """
 
-    def __init__(self, protocol: Protocol) -> None:
-        assert protocol.outbound.data_to_send() is None, "take what is to be sent first"
-        self._protocol = protocol
+    def __init__(self, root: object) -> None:
         self._containers: list[tuple[Any, Any]] = []  # attributes are in one too, or are slots
         self._slots: list[tuple[object, str, Any]] = []
         self._counts: list[tuple[dict[str, Any], str, int]] = []
         self._seen: set[int] = set()
-        self._walk(protocol)
+        self._walk(root)
         self.restore()  # what has counted was asked for its next number
 
     def _walk(self, value: Any) -> None:
@@ -92,8 +90,6 @@ class Snapshot:
 
     def restore(self) -> None:
         """Go back. A snapshot is good for any number of times."""
-        take(self._protocol)  # lets the buffer pool have its own
-        self._protocol.inbound.idle()
         for container, content in self._containers:
             container.clear()
             (container.extend if isinstance(container, list | deque) else container.update)(content)
