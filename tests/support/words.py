@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from gateway import events
 from gateway.errors import RemoteProtocolError
-from gateway.ssh import kex, messages
+from gateway.ssh import groups, kex, messages, wire
 from gateway.ssh.algorithms import STRICT_C, STRICT_S, Preferences
 from gateway.ssh.numbers import Msg
 from gateway.ssh.protocol import ClientSetup, Protocol, ServerSetup
@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 LENGTH: Final = 4
 USER: Final = "alice"
-_METHOD: Final = "curve25519-sha256"
+CURVE: Final = "curve25519-sha256"
+GROUP_EXCHANGE: Final = "diffie-hellman-group-exchange-sha256"  # for clients only, in two rounds
+_PRIME: Final = groups.modp_prime(2048)
 
 
 # ---- going back ----------------------------------------------------------------------------------
@@ -140,10 +142,11 @@ def _fixed(name: str, message: messages.Message) -> Letter:
 
 
 @cache
-def _kexinit(role: Role, *, strict: bool, guesses: bool) -> bytes:
+def _kexinit(role: Role, method: str, *, strict: bool, guesses: bool) -> bytes:
     """Offer to ``role`` what the other role of ours offers; ``guesses`` of a method: wrongly."""
-    offer = local_kexinit(_fresh(Role.SERVER if role is Role.CLIENT else Role.CLIENT))
-    names = [name for name in offer.kex_algorithms if strict or name not in (STRICT_C, STRICT_S)]
+    offer = local_kexinit(_fresh(Role.SERVER if role is Role.CLIENT else Role.CLIENT, CURVE))
+    _, *markers = offer.kex_algorithms
+    names = [method, *(name for name in markers if strict or name not in (STRICT_C, STRICT_S))]
     return dataclasses.replace(
         offer,
         kex_algorithms=("a-guess", *names) if guesses else tuple(names),
@@ -153,15 +156,28 @@ def _kexinit(role: Role, *, strict: bool, guesses: bool) -> bytes:
 
 def _kex_reply(side: Side) -> bytes:
     """Answer our client's KEX_ECDH_INIT as the server with the right host key would."""
-    transport = side.protocol.transport
-    method = transport._method
-    if transport.role is Role.SERVER or not isinstance(method, kex.OneRound):
+    method = side.protocol.transport._method
+    if side.role is Role.SERVER or not isinstance(method, kex.OneRound):
         return messages.KexEcdhReply(HOST_KEY.public.blob, bytes(32), b"").encode()
     init = messages.KexEcdhInit(method._client_value).encode()
-    value, hashed, k = kex.METHODS[_METHOD](os.urandom).respond_untrusted(init)
-    exchange_hash = transport._hash(method, HOST_KEY.public.blob, hashed, k)
-    signature = HOST_KEY.sign(exchange_hash, HOST_KEY.public.algorithm)
+    value, hashed, k = kex.METHODS[CURVE](os.urandom).respond_untrusted(init)
+    signature = _signature_of_exchange(side.protocol, method, hashed, k)
     return messages.KexEcdhReply(HOST_KEY.public.blob, value, signature).encode()
+
+
+def _gex_reply(side: Side) -> bytes:
+    """Answer our client's KEX_DH_GEX_INIT likewise."""
+    method = side.protocol.transport._method
+    if not isinstance(method, kex.GroupExchange) or method._agreement is None:
+        return messages.KexDhGexReply(HOST_KEY.public.blob, b"\x09", b"").encode()
+    f, k = kex.FiniteField(_PRIME, groups.GENERATOR, os.urandom).respond(method._agreement.start())
+    signature = _signature_of_exchange(side.protocol, method, method._hashed + wire.string(f), k)
+    return messages.KexDhGexReply(HOST_KEY.public.blob, f, signature).encode()
+
+
+def _signature_of_exchange(client: Protocol, method: kex.Method, hashed: bytes, k: bytes) -> bytes:
+    exchange_hash = client.transport._hash(method, HOST_KEY.public.blob, hashed, k)
+    return HOST_KEY.sign(exchange_hash, HOST_KEY.public.algorithm)
 
 
 def _signed_request(side: Side) -> bytes:
@@ -192,17 +208,18 @@ LETTERS: Final = (
     Letter(
         "KEXINIT",
         Msg.KEXINIT,
-        lambda side: _kexinit(side.role, strict=side.strict, guesses=False),
+        lambda side: _kexinit(side.role, side.method, strict=side.strict, guesses=False),
     ),
     Letter(
         "KEXINIT, wrong guess",
         Msg.KEXINIT,
-        lambda side: _kexinit(side.role, strict=side.strict, guesses=True),
+        lambda side: _kexinit(side.role, side.method, strict=side.strict, guesses=True),
     ),
     _fixed("NEWKEYS", messages.NewKeys()),
     _fixed("KEX_ECDH_INIT", messages.KexEcdhInit(b"\x09" + bytes(31))),
     Letter("KEX_ECDH_REPLY", Msg.KEX_ECDH_REPLY, _kex_reply),
-    _fixed("KEX_DH_GEX_REPLY", messages.KexDhGexReply(HOST_KEY.public.blob, b"\x09", b"")),
+    _fixed("KEX_DH_GEX_GROUP", messages.KexDhGexGroup(_PRIME, groups.GENERATOR)),
+    Letter("KEX_DH_GEX_REPLY", Msg.KEX_DH_GEX_REPLY, _gex_reply),
     _fixed("USERAUTH_REQUEST, none", _request("none")),
     _fixed("USERAUTH_REQUEST, query", _request(PUBLICKEY, _QUERY)),
     Letter("USERAUTH_REQUEST, signed", Msg.USERAUTH_REQUEST, _signed_request),
@@ -224,37 +241,27 @@ NAMED: Final = {letter.name: letter for letter in LETTERS}
 
 # ---- where words begin ---------------------------------------------------------------------------
 
-HONEST: Final = {
-    Role.SERVER: (
-        "KEXINIT",
-        "KEX_ECDH_INIT",
-        "NEWKEYS",
-        "SERVICE_REQUEST",
-        "USERAUTH_REQUEST, signed",
-    ),
-    Role.CLIENT: (
-        "KEXINIT",
-        "KEX_ECDH_REPLY",
-        "NEWKEYS",
-        "SERVICE_ACCEPT",
-        "USERAUTH_FAILURE",
-        "USERAUTH_PK_OK",
-        "USERAUTH_SUCCESS",
-    ),
-}
-"""What a peer without guile sends, from its version to the login's end."""
 
-STARTS: Final = {
-    "version": 0,
-    "NEWKEYS": 3,
-    "auth": 4,
-    "rekey": None,
-}
-"""How much of it has been said already; None is all of it, and a KEXINIT."""
+def honest(role: Role, method: str = CURVE) -> tuple[str, ...]:
+    """Return what a peer without guile sends, from its version to the login's end."""
+    if role is Role.SERVER:
+        return (
+            *("KEXINIT", "KEX_ECDH_INIT", "NEWKEYS", "SERVICE_REQUEST"),
+            "USERAUTH_REQUEST, signed",
+        )
+    gex = ("KEX_DH_GEX_GROUP", "KEX_DH_GEX_REPLY")
+    return (
+        *("KEXINIT", *(gex if method == GROUP_EXCHANGE else ("KEX_ECDH_REPLY",)), "NEWKEYS"),
+        *("SERVICE_ACCEPT", "USERAUTH_FAILURE", "USERAUTH_PK_OK", "USERAUTH_SUCCESS"),
+    )
 
 
-def _fresh(role: Role) -> Protocol:
-    offers = Preferences(kex=(_METHOD,), ciphers=("aes128-gcm@openssh.com",))
+STARTS: Final = ("version", "NEWKEYS", "login", "rekey")
+"""Where words begin: behind this much of the honest one; for a rekey, all of it and a KEXINIT."""
+
+
+def _fresh(role: Role, method: str) -> Protocol:
+    offers = Preferences(kex=(method,), ciphers=("aes128-gcm@openssh.com",))
     if role is Role.CLIENT:
         return Protocol(ClientSetup(USER, (USER_KEY.public,), offers), 0.0)
     authorize = lambda user, key: int((user, key) == (USER, USER_KEY.public))  # noqa: E731
@@ -272,10 +279,11 @@ class Side:
     role: Role
     strict: bool = True
     slow: bool = False
+    method: str = CURVE
     protocol: Protocol = field(init=False)
 
     def __post_init__(self) -> None:
-        self.protocol = _fresh(self.role)
+        self.protocol = _fresh(self.role, self.method)
         take(self.protocol)
         feed(self.protocol, b"SSH-2.0-hostile\r\n")
         self.act()
@@ -285,11 +293,17 @@ class Side:
 
         For a login even a slow owner has trusted the host key, and for a rekey has signed.
         """
-        slow, self.slow = self.slow, self.slow and start not in ("auth", "rekey")
-        for name in HONEST[self.role][: STARTS[start]]:
+        word = honest(self.role, self.method)
+        keys = word.index("NEWKEYS") + 1
+        said = {
+            "version": (),
+            "NEWKEYS": word[:keys],
+            "login": word[: keys + 1],
+            "rekey": (*word, "KEXINIT"),
+        }[start]
+        slow, self.slow = self.slow, self.slow and start not in ("login", "rekey")
+        for name in said:
             self.say(NAMED[name])
-        if STARTS[start] is None:
-            self.say(NAMED["KEXINIT"])
         self.slow = slow
         return self
 
@@ -336,17 +350,19 @@ def state_of(protocol: Protocol) -> State:
     transport, auth = protocol.transport, protocol.auth
     if transport.phase is Phase.CLOSED:
         return CLOSED
-    found = {
+    details = {
         "not first": transport.phase is Phase.KEXINIT and protocol.inbound.sequence_number > 0,
         "one packet to ignore": transport._ignore_next_kex_packet,
         "host key not accepted": bool(transport._material) and not transport._newkeys_sent,
         f"{transport._extensions_received} EXT_INFO": transport._extensions_received > 0,
     }
-    in_dialogue = isinstance(auth, ClientAuth) and transport.phase in (Phase.SERVICE, Phase.AUTH)
+    dialogue = ""
+    if isinstance(auth, ClientAuth) and transport.phase in (Phase.SERVICE, Phase.AUTH):
+        dialogue = auth.state.value
+    if isinstance(transport._method, kex.GroupExchange) and transport._method._agreement:
+        dialogue = "group received"
     return State(
-        transport.phase.value,
-        auth.state.value if in_dialogue and isinstance(auth, ClientAuth) else "",
-        tuple(name for name, holds in found.items() if holds),
+        transport.phase.value, dialogue, tuple(name for name, holds in details.items() if holds)
     )
 
 
@@ -357,6 +373,7 @@ class Machine:
     role: Role
     strict: bool
     slow: bool = False
+    method: str = CURVE
     transitions: dict[tuple[State, Letter], set[State]] = field(default_factory=dict)
     words: int = 0
     """Sent: all whose prefix had not closed the link."""
@@ -403,38 +420,54 @@ def explore(side: Side, length: int, machine: Machine, known: set[State] | None 
         before.restore()
 
 
-def learn(role: Role, *, strict: bool, slow: bool = False, length: int = LENGTH) -> Machine:
-    """Say every word of up to ``length`` letters from every starting point."""
-    machine = Machine(role, strict, slow)
-    for start in STARTS:
-        explore(Side(role, strict, slow).begin(start), length, machine)
-    return machine
-
-
-def learn_states(role: Role, *, strict: bool, slow: bool = False) -> Machine:
-    """Say one word for each state and letter."""
-    machine = Machine(role, strict, slow)
-    known: set[State] = set()
-    for start in STARTS:
-        explore(Side(role, strict, slow).begin(start), 1000, machine, known)
-    return machine
-
-
 class Kind(TypedDict):
     """Which machine."""
 
     role: Role
     strict: bool
     slow: bool
+    method: str
 
 
-KINDS: Final[tuple[Kind, ...]] = tuple(
-    Kind(role=role, strict=strict, slow=slow)
-    for role in Role
+KINDS: Final = tuple(
+    Kind(role=role, strict=strict, slow=slow, method=method)
+    for role, slow, method in (
+        (Role.CLIENT, False, CURVE),
+        (Role.CLIENT, True, CURVE),
+        (Role.CLIENT, False, GROUP_EXCHANGE),
+        (Role.SERVER, False, CURVE),
+    )
     for strict in (True, False)
-    for slow in ((False, True) if role is Role.CLIENT else (False,))
 )
-"""The machines there are. A server's owner is asked nothing."""
+"""The machines there are. A server's owner is asked nothing, and it does no group exchange."""
+
+
+def name_of(kind: Kind) -> str:
+    """Return its name for people."""
+    names = {
+        kind["role"].value: True,
+        "strict" if kind["strict"] else "not strict": True,
+        "slow owner": kind["slow"],
+        "group exchange": kind["method"] == GROUP_EXCHANGE,
+    }
+    return " ".join(name for name, holds in names.items() if holds)
+
+
+def learn(kind: Kind, *, length: int = LENGTH) -> Machine:
+    """Say every word of up to ``length`` letters from every starting point."""
+    machine = Machine(**kind)
+    for start in STARTS:
+        explore(Side(**kind).begin(start), length, machine)
+    return machine
+
+
+def learn_states(kind: Kind) -> Machine:
+    """Say one word for each state and letter."""
+    machine = Machine(**kind)
+    known: set[State] = set()
+    for start in STARTS:
+        explore(Side(**kind).begin(start), 1000, machine, known)
+    return machine
 
 
 # ---- the drawing ---------------------------------------------------------------------------------
@@ -455,7 +488,7 @@ def draw_role(role: Role) -> str:
 
 
 def _lines(role: Role) -> Iterator[str]:
-    machines = [learn_states(**kind) for kind in KINDS if kind["role"] is role]
+    machines = [learn_states(kind) for kind in KINDS if kind["role"] is role]
     outcomes: dict[str, dict[str, set[str]]] = {}  # by state and letter, without the details
     for machine in machines:
         for (state, letter), found in machine.transitions.items():
@@ -504,18 +537,17 @@ def main() -> None:
     if "--write" in sys.argv[1:]:
         PAGE.write_text(page_with(draw()))
         return
+    words = sum(len(LETTERS) ** length for length in range(1, LENGTH + 1))
+    print(  # noqa: T201
+        f"{len(LETTERS)} messages; {words} words of up to {LENGTH} of them from each of "
+        f"{len(STARTS)} starting points; sent are those whose prefix has not closed the link"
+    )
     for kind in KINDS:
-        machine = learn(**kind)
-        name = " ".join(
-            (kind["role"].value, "strict" if kind["strict"] else "not strict")
-            + (("slow owner",) if kind["slow"] else ())
-        )
+        machine = learn(kind)
         alive = sum(1 for _ in machine.alive())
         print(  # noqa: T201
-            f"{name:32} {len(machine.states):3} states x {len(LETTERS)} messages, "
-            f"{alive:4} of {len(machine.transitions):4} keep the link; {machine.words:6} words "
-            f"sent of the {len(STARTS) * sum(len(LETTERS) ** n for n in range(1, LENGTH + 1))} "
-            f"up to length {LENGTH}: the others begin with one that closed it"
+            f"{name_of(kind):36} {len(machine.states):2} states; of {len(machine.transitions)} "
+            f"states x messages {alive} keep the link; {machine.words} words sent"
         )
 
 
