@@ -22,6 +22,7 @@ from tests.support.words import (
     KINDS,
     LETTERS,
     NAMED,
+    NOT_FIRST,
     PAGE,
     name_of,
 )
@@ -119,6 +120,7 @@ def check_line(machine):
     for state, letter, outcome in machine.alive():
         if outcome.phase != state.phase:
             assert (state.phase, outcome.phase) in ways, (state, letter, outcome)
+            assert not (machine.strict and state.dialogue == NOT_FIRST), "T3"
             onward.setdefault(state.phase, set()).add(letter.name)
     other = {CURVE: "KEX_DH_GEX_REPLY", GROUP_EXCHANGE: "KEX_ECDH_REPLY"}[machine.method]
     expected = {phase: ONWARD[machine.role][phase] - {other} for phase, _ in ways}
@@ -166,10 +168,8 @@ def test_the_login_is_reached_by_the_honest_word_alone(kind):
             return
         for letter in LETTERS:
             (outcome,) = machine.transitions[state, letter]
-            detour = outcome.details or (outcome.phase, outcome.dialogue) == (
-                state.phase,
-                state.dialogue,
-            )
+            stays = (outcome.phase, outcome.dialogue) == (state.phase, state.dialogue)
+            detour = stays or outcome.details or outcome.dialogue == NOT_FIRST
             if outcome != CLOSED and not detour:
                 follow(outcome, (*word, letter.name))
 

@@ -342,6 +342,7 @@ class State:
         return f"{self.phase}: {self.dialogue}" if self.dialogue else self.phase
 
 
+NOT_FIRST: Final = "not the first packet"
 CLOSED: Final = State(Phase.CLOSED.value)
 
 
@@ -351,7 +352,6 @@ def state_of(protocol: Protocol) -> State:
     if transport.phase is Phase.CLOSED:
         return CLOSED
     details = {
-        "not first": transport.phase is Phase.KEXINIT and protocol.inbound.sequence_number > 0,
         "one packet to ignore": transport._ignore_next_kex_packet,
         "host key not accepted": bool(transport._material) and not transport._newkeys_sent,
         f"{transport._extensions_received} EXT_INFO": transport._extensions_received > 0,
@@ -361,6 +361,8 @@ def state_of(protocol: Protocol) -> State:
         dialogue = auth.state.value
     if isinstance(transport._method, kex.GroupExchange) and transport._method._agreement:
         dialogue = "group received"
+    if transport.phase is Phase.KEXINIT and protocol.inbound.sequence_number:
+        dialogue = NOT_FIRST
     return State(
         transport.phase.value, dialogue, tuple(name for name, holds in details.items() if holds)
     )
