@@ -106,6 +106,7 @@ class Outbound:
 
     __slots__ = (
         "_end",
+        "_is_closed",
         "_kex_running",
         "_lane",
         "_lane_bytes",
@@ -138,6 +139,7 @@ class Outbound:
         self._lane: deque[bytes] = deque()
         self._lane_bytes = 0
         self._kex_running = False
+        self._is_closed = False
 
     # -- data plane --------------------------------------------------------------------------------
 
@@ -186,8 +188,11 @@ class Outbound:
     def append(self, payload: bytes) -> None:
         """Send a control message; it waits behind earlier ones and while keys are exchanged.
 
-        Never raises: tasks that have nothing to do with a misdeed of the peer come here too.
+        Never raises: tasks that have nothing to do with a misdeed of the peer come here too. Once
+        the outbound is closed it goes nowhere.
         """
+        if self._is_closed:
+            return
         if self._lane or self._kex_running or not self._fits(payload, KEX_RESERVE):
             self._lane.append(payload)
             self._lane_bytes += len(payload)
@@ -204,6 +209,8 @@ class Outbound:
 
     def append_transport(self, payload: bytes) -> None:
         """Send a transport message (1-49) at once, also during a key exchange."""
+        if self._is_closed:
+            return
         if not self._fits(payload, 0):
             raise RemoteProtocolError("the peer does not read what we send")
         self._seal(payload)
@@ -261,7 +268,9 @@ class Outbound:
             payload = self._lane.popleft()
             self._lane_bytes -= len(payload)
             self._seal(payload)
-        self.accepts_data = not self._kex_running and not self._lane and self._end < DATA_LIMIT
+        self.accepts_data = (
+            not (self._kex_running or self._is_closed or self._lane) and self._end < DATA_LIMIT
+        )
 
     # -- towards the carrier -----------------------------------------------------------------------
 
@@ -289,11 +298,16 @@ class Outbound:
                     return
                 self._drain_lane()
 
-    def discard(self) -> None:
-        """Drop everything: the carrier is gone."""
+    def close(self) -> None:
+        """Seal nothing more: nothing follows DISCONNECT (RFC 4253 §11.1). What is sealed leaves."""
+        self._is_closed = True
         self.accepts_data = False
         self._lane.clear()
         self._lane_bytes = 0
+
+    def discard(self) -> None:
+        """Drop everything: the carrier is gone."""
+        self.close()
         if self._wire is not None:
             POOL.give_back(self._wire)
             self._wire = None

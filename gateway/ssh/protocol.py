@@ -140,7 +140,7 @@ class Protocol:
             self.transport.rekey_if_due(now_s)
             self.outbound.check_lane()
         except RemoteProtocolError as error:
-            self._give_up(error)
+            self.transport.disconnect(error.reason_code, str(error))
             raise
 
     def _receive_packets(self, now_s: float) -> None:
@@ -210,12 +210,6 @@ class Protocol:
             return "the peer closed it"
         return f"the peer closed it during the login (phase: {phase.value}): its log may say why"
 
-    def _give_up(self, error: RemoteProtocolError) -> None:
-        try:
-            self.transport.disconnect(error.reason_code, str(error))
-        except RemoteProtocolError:
-            self.transport.phase = Phase.CLOSED  # not even room for DISCONNECT
-
     # -- out ---------------------------------------------------------------------------------------
 
     def next_event(self) -> events.Event | None:
@@ -244,20 +238,17 @@ class Protocol:
             if self.transport.phase is Phase.CONNECTION:
                 self.connection.tick(now_s)
         except RemoteProtocolError as error:
-            self._give_up(error)
+            self.transport.disconnect(error.reason_code, str(error))
             raise
 
     def disconnect(
         self, description: str = "", reason_code: int = Disconnect.BY_APPLICATION
     ) -> None:
         """Say goodbye; send what there is, then close the carrier."""
-        try:
-            self.transport.disconnect(reason_code, description)
-        except RemoteProtocolError:
-            self.transport.phase = Phase.CLOSED
+        self.transport.disconnect(reason_code, description)
 
     def discard(self) -> None:
         """Give all buffers back: the carrier is gone."""
-        self.transport.phase = Phase.CLOSED
+        self.transport.close()
         self.inbound.discard()
         self.outbound.discard()

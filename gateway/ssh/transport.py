@@ -28,6 +28,7 @@ seconds on any clock that only goes forward.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -515,7 +516,7 @@ class Transport:
         match payload[0]:
             case Msg.DISCONNECT:
                 message = messages.DisconnectMessage.decode_untrusted(payload)
-                self.phase = Phase.CLOSED
+                self.close()
                 self._emit(events.PeerDisconnected(message.reason_code, message.description))
             case Msg.IGNORE:
                 messages.Ignore.decode_untrusted(payload)
@@ -545,10 +546,14 @@ class Transport:
     # -- the end -----------------------------------------------------------------------------------
 
     def disconnect(self, reason_code: int, description: str) -> None:
-        """Say DISCONNECT, if there is room for it, and accept nothing more."""
-        if self.phase is Phase.CLOSED:
-            return
-        if self.phase is not Phase.VERSION:
+        """Say DISCONNECT, if there is room for it; accept nothing more, and send nothing more."""
+        if self.phase not in (Phase.VERSION, Phase.CLOSED):
             message = messages.DisconnectMessage(reason_code, description[:200])
-            self.outbound.append_transport(message.encode())
+            with suppress(RemoteProtocolError):
+                self.outbound.append_transport(message.encode())
+        self.close()
+
+    def close(self) -> None:
+        """Say nothing more, not even goodbye."""
         self.phase = Phase.CLOSED
+        self.outbound.close()

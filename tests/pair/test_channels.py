@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 
 import pytest
@@ -523,40 +522,6 @@ def test_close_twice_is_sent_once():
     assert pair.server_events == [events.ChannelCloseReceived(0)]
     with pytest.raises(RemoteProtocolError, match="close is not possible now"):
         inject(pair.server, messages.ChannelClose(0))
-
-
-ACTIONS = ("data", "eof", "close", "pump")
-
-
-@pytest.mark.parametrize(
-    "order",
-    [
-        pytest.param(order, id=" ".join(f"{side}:{what}" for side, what in order))
-        for order in itertools.permutations(
-            [(side, what) for side in "CS" for what in ("eof", "close")] + [("C", "pump")]
-        )
-    ],
-)
-def test_close_races_in_every_order(order):
-    """Whatever crosses on the way: both tables are empty afterwards and no side complains."""
-    pair = logged_in_pair()
-    ends = dict(zip("CS", pair.open_channel(), strict=True))
-    protocols = {"C": pair.client, "S": pair.server}
-    for side, what in order:
-        try:
-            if what == "pump":
-                pair.pump()
-            elif what == "eof":
-                ends[side].send(b"last")
-                ends[side].send_eof()
-            else:
-                protocols[side].connection.close(ends[side])
-        except LocalProtocolError:
-            assert what == "eof", "after our own close"
-    pair.pump()
-    assert pair.client.connection.channels == {} == pair.server.connection.channels
-    for protocol in protocols.values():
-        assert protocol.transport.phase is Phase.CONNECTION
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

@@ -20,6 +20,7 @@ from gateway.ssh.transport import (
     Role,
 )
 from tests.support.pair import (
+    assert_only_kex_between_kexinit_and_newkeys,
     feed,
     inject,
     local_kexinit,
@@ -32,7 +33,6 @@ from tests.support.pair import (
 )
 
 NEVER = RekeyLimit()
-KEX_NUMBERS = {Msg.KEX_ECDH_INIT, Msg.KEX_ECDH_REPLY}
 
 
 def collect(channel):
@@ -49,19 +49,6 @@ def spied_pair(client_limit=NEVER, server_limit=NEVER):
     client_got.clear()
     server_got.clear()
     return pair, client_got, server_got
-
-
-def assert_only_kex_between_kexinit_and_newkeys(numbers):
-    """T13c, as OpenSSH >= 10.4 enforces it."""
-    running = False
-    for number in numbers:
-        if running:
-            assert number == Msg.NEWKEYS or number in KEX_NUMBERS, number
-        if number == Msg.KEXINIT:
-            running = True
-        elif number == Msg.NEWKEYS:
-            running = False
-    assert not running
 
 
 def carry_both_ways(pair, size):

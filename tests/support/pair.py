@@ -16,6 +16,7 @@ from gateway import events
 from gateway.ssh import messages
 from gateway.ssh.algorithms import STRICT_C, STRICT_S, Preferences
 from gateway.ssh.keys import PrivateKey, PublicKey
+from gateway.ssh.numbers import Msg
 from gateway.ssh.packets import Inbound
 from gateway.ssh.protocol import ClientSetup, Protocol, ServerSetup
 from gateway.ssh.transport import VERSION, Phase, RekeyLimit, Role
@@ -291,3 +292,16 @@ def pair_in_phase(role: Role, phase: Phase, *, strict: bool = True) -> tuple[Pai
         log_in(pair)
         (pair.server if role is Role.CLIENT else pair.client).transport.start_rekey(0.0)
     return pair, pair.drive(role, phase)
+
+
+def assert_only_kex_between_kexinit_and_newkeys(numbers: list[int]) -> None:
+    """T13c, as OpenSSH >= 10.4 enforces it."""
+    running = False
+    for number in numbers:
+        if running:
+            assert number in (Msg.NEWKEYS, Msg.KEX_ECDH_INIT, Msg.KEX_ECDH_REPLY), number
+        if number == Msg.KEXINIT:
+            running = True
+        elif number == Msg.NEWKEYS:
+            running = False
+    assert not running
