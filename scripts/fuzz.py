@@ -2,7 +2,7 @@
 
     scripts/fuzz --list
     scripts/fuzz TARGET ... --time SECONDS      or --runs N, of each; without a target: all
-    scripts/fuzz TARGET --replay FILE           one input again, with its traceback
+    scripts/fuzz TARGET FILE                    one input again, with its traceback
     scripts/fuzz TARGET ... --keep              choose the inputs that stay in tests/fuzz/corpus
 
 Each target runs in a process of its own and begins with its seeds, with what is kept and with what
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
 FOLDER: Final = Path(".fuzz")
-LONGEST: Final = 4096  # bytes of an input
 SLOWEST_S: Final = 20  # an input that takes longer hangs
 TOLD_S: Final = 0.1  # slower ones are told of
 MEMORY_MIB: Final = 2048
@@ -49,7 +48,6 @@ def main() -> int:
     add("--runs", type=int, default=0, help="inputs for each target")
     add("--time", type=int, default=0, help="seconds for each target (60, without --runs)")
     add("--seed", type=int, default=1, help="of the fuzzer's choices (1)")
-    add("--replay", type=Path, metavar="FILE", help="run one input")
     add("--keep", action="store_true", help="choose what stays in the repository")
     add("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -58,14 +56,14 @@ def main() -> int:
     from tests.fuzz.targets import TARGETS  # noqa: PLC0415 - a child imports it instrumented
 
     names = arguments.targets or list(TARGETS)
+    if len(names) == 2 and names[0] in TARGETS and Path(names[1]).is_file():
+        with TARGETS[names[0]].bypass():
+            TARGETS[names[0]](Path(names[1]).read_bytes())
+        return 0
     if unknown := set(names) - set(TARGETS):
         parser.error(f"there is no target {' '.join(sorted(unknown))}: see --list")
     if arguments.list:
         print("\n".join(TARGETS))
-        return 0
-    if arguments.replay:
-        with TARGETS[names[0]].bypass():
-            TARGETS[names[0]](arguments.replay.read_bytes())
         return 0
     if arguments.keep:
         for name in names:
@@ -121,11 +119,11 @@ def _fuzz(name: str, arguments: argparse.Namespace) -> int:
         taken_s = time.process_time() - began_s
         if taken_s > slowest_s:
             slowest_s = taken_s
-            print(f"slowest: {taken_s:.2f} s", data[:LONGEST].hex(), file=sys.stderr, flush=True)
+            print(f"slowest: {taken_s:.2f} s", data.hex(), file=sys.stderr, flush=True)
 
     options = [
         f"-runs={arguments.runs or -1}", f"-max_total_time={arguments.time}",
-        f"-max_len={LONGEST}", f"-seed={arguments.seed}",
+        f"-max_len={target.longest}", f"-seed={arguments.seed}",
         f"-timeout={SLOWEST_S}", f"-rss_limit_mb={MEMORY_MIB}", "-print_final_stats=1",
         "-len_control=0", f"-artifact_prefix={FOLDER / name}.", str(FOLDER / name),
     ]  # fmt: skip

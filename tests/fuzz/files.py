@@ -30,6 +30,7 @@ from gateway.ssh.known_hosts import KnownHosts, Status
 from gateway.ssh.krl import MAGIC as KRL_MAGIC
 from gateway.ssh.krl import parse_krl_untrusted
 from gateway.ssh.wire import string, uint32, uint64
+from tests.fuzz.links import pieces_of
 from tests.support.keys import (
     SK_ECDSA,
     SK_ED25519,
@@ -202,9 +203,8 @@ def krl_seeds() -> Iterator[bytes]:
 def agent(data: bytes) -> None:
     """What an agent sends; the first byte says in which pieces."""
     reader, taken = agent_protocol.ReplyReader(), 0
-    step = data[0] + 1 if data else 1
-    for at in range(1, len(data), step):
-        reader.feed(data[at : at + step])
+    for piece in pieces_of(data):
+        reader.feed(piece)
         while (reply := reader.next_reply_untrusted()) is not None:
             assert reply
             taken += 4 + len(reply)

@@ -88,6 +88,13 @@ def parts_of(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += length
 
 
+def pieces_of(data: bytes) -> Iterator[bytes]:
+    """Cut what stands behind the first byte, which says where: into 100 pieces at most."""
+    step = max(data[0] + 1 if data else 1, len(data) // 100)
+    for at in range(1, len(data), step):
+        yield data[at : at + step]
+
+
 def payloads(*sent: messages.Message | bytes) -> bytes:
     """Write a script of messages."""
     encoded = (item if isinstance(item, bytes) else item.encode() for item in sent)
@@ -115,10 +122,9 @@ def raw(role: Role) -> Callable[[bytes], None]:
 
     def run(data: bytes) -> None:
         protocol = make(role)
-        step = data[0] + 1 if data else 1
         try:
-            for at in range(1, len(data), step):
-                feed(protocol, data[at : at + step])
+            for piece in pieces_of(data):
+                feed(protocol, piece)
         except RemoteProtocolError:
             assert protocol.transport.phase is Phase.CLOSED
             raise
@@ -152,11 +158,9 @@ def raw_seeds(peer: Role) -> Callable[[], Iterable[bytes]]:
 
 def packets(data: bytes) -> None:
     """The same for the layer of packets alone: no more comes out of it than went in."""
-    inbound = Inbound()
-    step, taken = (data[0] + 1 if data else 1), 0
+    inbound, taken = Inbound(), 0
     try:
-        for at in range(1, len(data), step):
-            piece = data[at : at + step]
+        for piece in pieces_of(data):
             inbound.space()[: len(piece)] = piece
             inbound.filled(len(piece))
             while (payload := inbound.next_payload()) is not None:

@@ -15,6 +15,7 @@ from gateway.ssh.wire import string, uint32
 from gateway.tun import virtio
 from gateway.tun.packet import FAMILY_INET, FAMILY_INET6, Addresses, judge_frame, judge_ip
 from gateway.tun.remote import parse_probe_untrusted
+from tests.fuzz.links import pieces_of
 from tests.support.offload_rules import may_reach_a_device
 from tests.support.packets import TCP, ipv4, ipv6, syn, udp
 from tests.support.wrong_bytes import RECORDS, head, sample
@@ -79,10 +80,9 @@ def host_key_seeds() -> Iterator[bytes]:
 
 def socks_server(data: bytes) -> None:
     """The first byte says in which pieces a client's bytes arrive."""
-    server, step = SocksServer(), (data[0] % 64 + 1 if data else 1)
-    for at in range(1, len(data), step):
-        piece = data[at : at + step][: server.room]
-        server.receive(piece)
+    server = SocksServer()
+    for piece in pieces_of(data):
+        server.receive(piece[: server.room])
         assert EARLY_DATA_LIMIT >= server.room >= 0
     request = server.request
     if request is not None:
@@ -118,11 +118,11 @@ def upstream(data: bytes) -> None:
     """The first byte chooses the protocol, the second the pieces in which the proxy answers."""
     if len(data) < 2:
         return
-    client, step = MAKERS[data[0] % len(MAKERS)](), data[1] % 64 + 1
+    client = MAKERS[data[0] % len(MAKERS)]()
     client.data_to_send()
     waiting = b""
-    for at in range(2, len(data), step):
-        waiting += data[at : at + step]
+    for piece in pieces_of(data[1:]):
+        waiting += piece
         used = client.receive(waiting)
         assert 0 <= used <= len(waiting)
         waiting = waiting[used:]
@@ -200,16 +200,16 @@ def virtio_record(data: bytes) -> None:
 
 
 def virtio_seeds() -> Iterator[bytes]:
-    tcp = bytes(12) + bytes([5 << 4]) + bytes(7) + bytes(3000)
-    datagram = struct.pack(">HHHH", 1, 2, 3008, 0) + bytes(3000)
+    tcp = bytes(12) + bytes([5 << 4]) + bytes(7) + bytes(900)
+    datagram = struct.pack(">HHHH", 1, 2, 908, 0) + bytes(900)
     for version, start in ((4, 20), (6, 40)):
         make = ipv4 if version == 4 else ipv6
         ends = ("10.0.0.1", "10.0.0.2") if version == 4 else ("fd00::1", "fd00::2")
         whole = make(*ends, tcp, TCP)
         header = virtio.HEADER.pack
         yield header(0, 0, 0, 0, 0, 0) + whole
-        yield header(1, 1 if version == 4 else 4, start + 20, 1400, start, 16) + whole
-        yield header(1, 5, start + 8, 1400, start, 6) + make(*ends, datagram)
+        yield header(1, 1 if version == 4 else 4, start + 20, 300, start, 16) + whole
+        yield header(1, 5, start + 8, 300, start, 6) + make(*ends, datagram)
         yield header(1, 0, 0, 0, start + 28, 6) + make(*ends, datagram)
 
 

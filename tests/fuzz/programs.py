@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,14 @@ from gateway.config.keywords import TABLE
 from gateway.config.ssh_config import Environment, read_settings, resolve
 from gateway.forward import control as control_socket
 from gateway.forward.spec import parse_forward
+from gateway.policy.key_limits import KeyLimits
+from gateway.policy.rules import Action, Policy, Rule, Subject, Verdict, parse_target
+from gateway.policy.targets import host_ports
+from gateway.serving.authorize import Grant, Login, authorize
+from gateway.serving.places import PortPlace, SocketPlace
 from gateway.ssh.keyfiles import encode_private_key_file
 from gateway.ssh.keys import PrivateKey
+from gateway.ssh.messages import DirectTcpip, StreamlocalForward, TcpipForward
 from tests.fuzz import bypasses
 
 if TYPE_CHECKING:
@@ -103,6 +110,54 @@ def gateway_toml_seeds() -> Iterator[bytes]:
         b'"tap"]\n[tunnel]\npool = ["10.213.9.0/24", "fd21:0:9::/64"]\nmtu = 1280\n'
     )  # fmt: skip
     yield top + b"[users]\nx = 1\n[[rules]]\n" + b"a = [[[[{}]]]]\n"
+
+
+# ---- what a user asks of a server ----------------------------------------------------------------
+
+TO = {"open": ("*.corp:80-90", "10.0.0.0/8:*"), "listen": ("localhost:*", "*:8080")}
+POLICY = Policy(
+    tuple(
+        Rule(action, True, Action(action), tuple(parse_target(text, Action(action)) for text in to))
+        for action, to in TO.items()
+    ),
+    lambda address: str(address) == "192.0.2.1",
+)
+ALICE = Subject("alice", frozenset(), "", frozenset(), "192.0.2.1")
+LIMITS = KeyLimits(permit_open=(host_ports("db.corp", None), host_ports("10.0.0.0", 80)))
+LOGIN = Login(ALICE, (), (Grant(LIMITS),))
+ADDRESSES = tuple(map(ip_address, ("10.0.0.1", "127.0.0.1", "fd00::1", "::ffff:169.254.169.254")))
+
+
+def requests(data: bytes) -> None:
+    """The first byte chooses: a target to connect to, and its address; a place to listen on."""
+    kind = data[0] if data else 0
+    if kind & 1:
+        target = DirectTcpip.decode_untrusted(data[1:])
+        host, port = target.host_to_connect, target.port_to_connect
+        address = ADDRESSES[kind // 2 % len(ADDRESSES)]
+        verdict = authorize(POLICY, LOGIN, Action.OPEN, host, port, address)
+        assert not verdict.allowed or str(address) == "10.0.0.1"
+    else:
+        place = (PortPlace if kind & 2 else SocketPlace).decode_untrusted(data[1:])
+        verdict = place.check(_decide, wants_reply=bool(kind & 4))
+        assert place.shown.isprintable()
+        if verdict.allowed:
+            assert place.addresses(_decide)
+    assert verdict.reason.isprintable()
+
+
+def _decide(action: Action, host: str, port: int) -> Verdict:
+    return authorize(POLICY, LOGIN, action, host, port)
+
+
+def requests_seeds() -> Iterator[bytes]:
+    for host in ("a.corp", "10.0.0.1", "b\u00fccher.corp", "::1", "0x7f.1", ""):
+        for kind in b"\1\3\5\7":
+            yield bytes((kind,)) + DirectTcpip(host, 80, "::1", 9).encode()
+    for host in ("localhost", "127.0.0.1", "", "*", "fd00::1", "192.0.2.1"):
+        for kind in b"\2\6":
+            yield bytes((kind,)) + TcpipForward(host, 8080).encode()
+    yield b"\0" + StreamlocalForward("/run/x").encode()
 
 
 # ---- the control socket --------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConfigError, ConnectionLost, RemoteProtocolError
 from gateway.forward.control import Refused
+from gateway.serving.channels import Refused as NotListened
 from gateway.socks.upstream import ProxyRefused
 from gateway.ssh.certificates import CertificateError
 from gateway.ssh.transport import Role
@@ -33,6 +34,7 @@ class Target:
     allowed: tuple[type[Exception], ...] = (RemoteProtocolError,)
     seeds: Callable[[], Iterable[bytes]] = lambda: ()
     bypass: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    longest: int = 1024  # bytes that the fuzzer makes of it
 
     def __call__(self, data: bytes) -> None:
         """Run it once. What comes out of here is a defect."""
@@ -45,14 +47,14 @@ CLIENT, SERVER = Role.CLIENT, Role.SERVER
 
 TARGETS: Final[dict[str, Target]] = {
     # the SSH transport, login and connection, each role
-    "identification-client": Target(links.raw(CLIENT), LOST, links.raw_seeds(SERVER)),
-    "identification-server": Target(links.raw(SERVER), LOST, links.raw_seeds(CLIENT)),
+    "identification-client": Target(links.raw(CLIENT), LOST, links.raw_seeds(SERVER), longest=2048),
+    "identification-server": Target(links.raw(SERVER), LOST, links.raw_seeds(CLIENT), longest=2048),
     "packets": Target(links.packets, LOST, links.packet_seeds),
     "transport-client": Target(
-        links.handshake(CLIENT), LOST, links.handshake_seeds(CLIENT), bypasses.link
+        links.handshake(CLIENT), LOST, links.handshake_seeds(CLIENT), bypasses.link, 4096
     ),
     "transport-server": Target(
-        links.handshake(SERVER), LOST, links.handshake_seeds(SERVER), bypasses.link
+        links.handshake(SERVER), LOST, links.handshake_seeds(SERVER), bypasses.link, 4096
     ),
     "userauth-client": Target(links.login_client, LOST, links.login_client_seeds),
     "userauth-server": Target(
@@ -66,6 +68,9 @@ TARGETS: Final[dict[str, Target]] = {
     ),
     "messages": Target(parsers.message, seeds=parsers.message_seeds),
     "hostkeys": Target(parsers.host_keys, seeds=parsers.host_key_seeds),
+    "requests": Target(
+        programs.requests, (RemoteProtocolError, NotListened), programs.requests_seeds
+    ),
     # SOCKS and HTTP
     "socks-server": Target(parsers.socks_server, seeds=parsers.socks_server_seeds),
     "socks-client": Target(
@@ -100,6 +105,6 @@ TARGETS: Final[dict[str, Target]] = {
     "tunnel-probe": Target(parsers.probe, seeds=parsers.probe_seeds),
     # other programs of this one
     "control": Target(programs.control, (Refused, ConfigError, ValueError), programs.control_seeds),
-    "audit": Target(programs.audit, (), programs.audit_seeds, bypasses.chain),
+    "audit": Target(programs.audit, (), programs.audit_seeds, bypasses.chain, 2048),
 }
 """By name."""
