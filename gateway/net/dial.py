@@ -19,6 +19,7 @@ import trio
 
 from gateway.errors import GatewayError, printable
 from gateway.net.poller import Readiness
+from gateway.policy.targets import MAXIMUM_HOST_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,6 +90,8 @@ async def resolve(
     Raises `NameResolutionError`.
     """
     host = (hosts or {}).get(host.lower().rstrip("."), host)
+    if len(host) > MAXIMUM_HOST_LENGTH:  # IDNA, in getaddrinfo, takes seconds with 255 KB
+        raise NameResolutionError(printable(host, 80), "it is too long for a name")
     try:
         limiter = _lookups.get()
     except LookupError:

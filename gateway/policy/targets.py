@@ -58,8 +58,11 @@ class Finding(Enum):
 
 
 def canonical_name(host: str) -> str:
-    """Return a name as the resolver is asked for it: IDNA, lower case, without the last dot."""
-    if not host.isascii():
+    """Return a name as the resolver is asked for it: IDNA, lower case, without the last dot.
+
+    What is too long for a name stays as it is: with 255 KB of a peer, IDNA takes seconds.
+    """
+    if not host.isascii() and len(host) <= MAXIMUM_HOST_LENGTH:
         try:
             host = host.encode("idna").decode("ascii")
         except UnicodeError:  # getaddrinfo raises the same: nothing will be dialled

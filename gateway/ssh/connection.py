@@ -384,6 +384,8 @@ class Connection:
 
     def _ping_untrusted(self, payload: bytes) -> None:
         ping = messages.Ping.decode_untrusted(payload)
+        if len(ping.data) > MAXIMUM_DATA:  # with other padding on the way back it would not fit
+            raise RemoteProtocolError(f"a ping with {len(ping.data)} bytes")
         self._outbound.append(messages.Pong(ping.data).encode())
 
     def _pong_untrusted(self, payload: bytes) -> None:

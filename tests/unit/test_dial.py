@@ -246,6 +246,19 @@ async def test_the_table_of_hosts_goes_before_dns(monkeypatch: pytest.MonkeyPatc
     assert resolver.calls == 0
 
 
+@pytest.mark.parametrize("letter", ["a", "\u00fc"])
+async def test_what_is_too_long_for_a_name_costs_nothing(
+    letter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T49: IDNA takes seconds with as long a text as a packet holds, in getaddrinfo too."""
+    resolver = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with pytest.raises(NameResolutionError, match="too long for a name") as caught:
+        await resolve(f"{letter}." * 85_000, PORT)
+    assert resolver.calls == 0
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "a..b", "\udcff", "a\0b", "xn--\x80", "." * 300, ""])
 async def test_names_that_cannot_be(name: str) -> None:
     with pytest.raises(NameResolutionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna
 from ipaddress import ip_address
 
 import pytest
@@ -18,7 +19,7 @@ from gateway.policy.rules import (
     Verdict,
     parse_target,
 )
-from gateway.policy.targets import HostPorts
+from gateway.policy.targets import HostPorts, ListenRequest
 
 OWN = ip_address("198.51.100.7")
 ALICE = Subject("alice", frozenset({"staff"}), "", frozenset(), "203.0.113.1")
@@ -202,6 +203,18 @@ def test_a_name_in_any_alphabet_is_the_one_that_is_looked_up() -> None:
     for written in ("\uff44\uff42.corp", "db.corp"):  # full width; the resolver folds it
         rules = (a_rule("*:80"), a_rule("db.corp:*", allow=False, rule_id="db"))
         check_denied(rules, written, 80, "192.0.2.1", rule_id="db")
+
+
+def test_what_is_too_long_for_a_name_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T49: IDNA takes seconds with as long a text as a packet holds."""
+
+    def nameprep(label: str) -> str:
+        raise AssertionError(f"looked at {len(label)} characters")
+
+    monkeypatch.setattr(encodings.idna, "nameprep", nameprep)
+    long = "\u00fc." * 85_000
+    check_denied((a_rule("*:80"),), long, 80, "192.0.2.1", rule_id="malformed")
+    assert ListenRequest.make(long, 80).problem
 
 
 @pytest.mark.parametrize(
