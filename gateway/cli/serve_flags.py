@@ -15,6 +15,7 @@ from gateway.config.addresses import (
     is_address,
     parse_listen_address,
 )
+from gateway.config.checked_files import FILE_LIMIT, UNCHANGED, read_checked_file
 from gateway.config.identities import load_private_key_file
 from gateway.config.interfaces import own_subnets
 from gateway.config.ordinary_user import find_ordinary_user
@@ -189,14 +190,8 @@ def _make_host_key(path: Path) -> PrivateKey:
 
 
 def _load_authorized_keys(path: Path) -> AuthorizedKeys:
-    try:
-        keys = parse_authorized_keys(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(
-            f"the list of keys cannot be read: {error.strerror}",
-            where=str(path),
-            remedy="name a file of public keys, one a line, with --authorized-keys FILE",
-        ) from error
+    content = read_checked_file(path, UNCHANGED, FILE_LIMIT, "the list of keys")
+    keys = parse_authorized_keys(content, str(path))
     for problem in keys.problems:
         log.warning("%s", problem)
     if not keys.entries:

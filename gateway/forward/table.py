@@ -7,8 +7,10 @@ clients; those that it has stay (as with ssh).
 from __future__ import annotations
 
 import logging
+import socket
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from gateway import events
@@ -91,6 +93,7 @@ class Table:
     def adopt(self, forward: Forward, listener: Listener) -> Active:
         """Take clients from a listener of this machine, which is this object's from now on."""
         if forward.target is None:
+            _warn_of_strangers(listener)
             welcome = self._proxy().welcome
         else:
             welcome = Local(self._links, forward.target, str(forward)).welcome
@@ -171,6 +174,21 @@ def _is_meant(kind: Kind, end: End, active: Active) -> bool:
     if isinstance(end, Tcp) and isinstance(listens, Tcp):
         return end.host == listens.host and end.port in (listens.port, active.port)
     return end == listens
+
+
+def _warn_of_strangers(listener: Listener) -> None:
+    """Our SOCKS has no passwords, so who reaches its port is the user for the far end (T66).
+
+    An address is the user's own choice, as with ssh; it is only said what it means.
+    """
+    names = (sock.getsockname() for sock in listener.sockets if sock.family != socket.AF_UNIX)
+    if any(not ip_address(name[0].partition("%")[0]).is_loopback for name in names):
+        log.warning(
+            "the SOCKS proxy on %s port %d has no password: whoever reaches it goes where you "
+            "may go; on localhost it is for this machine alone",
+            listener.address,
+            listener.port,
+        )
 
 
 def _purpose(forward: Forward) -> str:

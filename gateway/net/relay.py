@@ -139,6 +139,8 @@ class Relay:
                 if event & poller.ENDED:
                     self._has_ended_input = True
                 self._upload()
+            if event & poller.BROKEN and self._upload_is_over:
+                self._break()  # a reset after its own end, which no read would meet
         except Exception:
             self._break()
             raise

@@ -305,7 +305,8 @@ class Transport:
     def _enter_strict(self, peer: messages.KexInit) -> None:
         marker = algorithms.STRICT_S if self.role is Role.CLIENT else algorithms.STRICT_C
         self.strict = marker in peer.kex_algorithms
-        if self.strict and self.inbound.sequence_number != 1:
+        # Not by the sequence number, which wraps: 2^32 packets before would make it 1 again.
+        if self.strict and self.inbound.packets_since_newkeys != 1:
             raise RemoteProtocolError("strict key exchange: KEXINIT was not the first packet")
 
     def _spend_rekey_token(self, now_s: float) -> None:

@@ -510,11 +510,11 @@ def test_authorized_keys_that_let_nobody_in(keys: Keys, tmp_path: Path) -> None:
     empty.write_text("# nobody yet\n")
     sentence = serve_failed(keys, authorized_keys=missing)
     assert f"{missing}: the list of keys cannot be read: No such file" in sentence
-    assert "--authorized-keys FILE" in sentence
+    assert "check its name, its owner and its permissions" in sentence
     sentence = serve_failed(keys, authorized_keys=empty)
     assert f"{empty}: it holds no usable key, so nobody could log in" in sentence
     assert "id_ed25519.pub" in sentence
-    assert "cannot be read" in serve_failed(keys, authorized_keys=tmp_path)
+    assert "is not a regular file" in serve_failed(keys, authorized_keys=tmp_path)
 
 
 def test_host_keys_that_cannot_be_used(keys: Keys, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 from gateway.forward import local
 from gateway.forward.local import ListenOptions, listen_by_name
@@ -74,3 +75,39 @@ async def test_a_cancel_that_comes_with_the_listener_closes_it(monkeypatch):
     await until_no_thread_runs()
     assert scope.cancelled_caught
     assert all(sock.fileno() < 0 for sock in opened[0].sockets)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "gateway_ports", "warns"),
+    [
+        (Kind.DYNAMIC, "{port}", False, False),
+        (Kind.DYNAMIC, "localhost:{port}", True, False),
+        (Kind.DYNAMIC, "127.0.0.2:{port}", False, False),
+        (Kind.DYNAMIC, "[::1]:{port}", False, False),
+        (Kind.DYNAMIC, "{folder}/socket", False, False),
+        (Kind.DYNAMIC, "{port}", True, True),
+        (Kind.DYNAMIC, "*:{port}", False, True),
+        (Kind.DYNAMIC, ":{port}", False, True),
+        (Kind.DYNAMIC, "0.0.0.0:{port}", False, True),
+        (Kind.LOCAL, "*:{port}:127.0.0.1:9", False, False),
+    ],
+)
+async def test_a_socks_proxy_for_everybody_is_said_aloud(
+    tmp_path, caplog, kind, spec, gateway_ports, warns
+):
+    """T66: it has no password, so an address that others reach is for everybody."""
+    port = free_port()
+    spec = spec.format(port=port, folder=tmp_path)
+    if "::1" in spec and not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    options = ForwardOptions(ListenOptions(gateway_ports))
+    async with trio.open_nursery() as nursery:
+        table = Table(make_links().client, LinkSet(), nursery, options, lambda _event: None)
+        await table.add(kind, spec)
+        await trio.testing.wait_all_tasks_blocked()
+        table.close()
+        nursery.cancel_scope.cancel()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == warns
+    if warns:
+        assert f"port {port} has no password: whoever reaches it goes where you may go" in said[0]

