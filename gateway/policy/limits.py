@@ -104,8 +104,8 @@ class Startups:
 
     sshd refuses the newcomer when there are too many. Then those who hold on and say nothing win,
     and whoever comes to log in loses. So it is somebody else who goes: of those whose source has
-    most of them, who came first. Only if all are as new as that one is the newcomer refused, so
-    that a rush of logins does not end those that are being worked on.
+    most of them, who came first. The newcomer is refused only if all are new as well, and of
+    sources that have no more than its own: a rush of logins must not end those that are under way.
 
     The tables have no more entries than there are startups.
     """
@@ -129,7 +129,12 @@ class Startups:
             drop, rivals = Drop.STARTUPS, list(self._waiting)
         else:
             return self._add(source, now_s)
-        rivals = [one for one in rivals if now_s - one.began_s >= UNDISTURBED_S]
+        fair = 1 + self._share(source)
+        rivals = [
+            one
+            for one in rivals
+            if now_s - one.began_s >= UNDISTURBED_S or self._share(one.source) > fair
+        ]
         if not rivals:
             return drop
         ousted = max(rivals, key=lambda one: self._share(one.source))

@@ -126,6 +126,15 @@ def test_nobody_is_ousted_before_a_login_had_its_time():
     assert len(ousted_by(startups, "new", UNDISTURBED_S)) == 1
 
 
+def test_but_a_source_with_more_of_them_is_at_any_time():
+    startups = Startups(Limits(), always)
+    begin(startups, 8)
+    greedy = [startups._add("greedy", 0.0) for _ in range(2)]
+    assert ousted_by(startups, "new", 0.0) == [greedy[0]]
+    assert startups.begin("new", 0.0) is Drop.STARTUPS, "which has as many now"
+    assert startups.begin(None, 0.0) is Drop.STARTUPS
+
+
 def test_who_holds_on_never_keeps_others_out():
     """400 from as many sources hold on with the default limits, and come again at once."""
     startups = Startups(Limits(), random.Random(1).randrange)
