@@ -107,9 +107,8 @@ def hostile(box: FloodedBox, task: str, port: int = 0, **request: float | str) -
 
 
 def left_over(box: FloodedBox, before: dict[str, int]) -> float:
-    """Return by how much the gauges differ, after they had their time."""
-    after = box.settle(before, SETTLE_S)
-    return float(sum(abs(after[name] - before[name]) for name in before))
+    """Return by how much the gauges are above what they were, after they had their time."""
+    return float(sum(box.left_over(before, SETTLE_S).values()))
 
 
 # ---- who breaks off ------------------------------------------------------------------------------
@@ -118,7 +117,7 @@ def left_over(box: FloodedBox, before: dict[str, int]) -> float:
 def measure_aborts(run: Run, spec: Spec) -> dict[str, float]:
     step = next(step for step in STEPS if step.name == spec.name)
     target = (HOST, run.bed.echo_port)
-    count = run.options.aborts
+    count = -(-run.options.aborts // len(STEPS))
     with flooded_box(fresh_folder(run.bed), run.bed.echo_port) as box:
         before, before_mb, cpu_s = warm(box, step, target), box.resident_mb, cpu(box)
         began_s = time.monotonic()
@@ -138,7 +137,7 @@ def warm(box: FloodedBox, step: Step, target: tuple[str, int]) -> dict[str, int]
     """Do it a few times: what is loaded for the first is no growth. Return the gauges then."""
     for number in range(20):
         abort(box.place(), step, target, resets=bool(number % 2))
-    box.settle({"links": 0, "startups": 0, "channels": 0})
+    box.left_over({"links": 0, "startups": 0, "channels": 0})
     return box.counted()
 
 
@@ -292,7 +291,7 @@ def measure_kills(run: Run, _spec: Spec) -> dict[str, float]:
     took_s, left, count = [], 0.0, run.options.kills
     with flooded_box(fresh_folder(run.bed), run.bed.echo_port) as box:
         kill_some(box, run.bed.echo_port, 1)
-        box.settle({"links": 0, "channels": 0, "listeners": 0})
+        box.left_over({"links": 0, "channels": 0, "listeners": 0})
         before, before_mb = box.counted(), box.resident_mb
         for done in range(0, count, KILLED_AT_ONCE):
             at_once = min(KILLED_AT_ONCE, count - done)

@@ -35,7 +35,7 @@ def server(tmp_path_factory, target):
     """A server that is warm: what is loaded for the first who comes is no growth."""
     with flooded_box(tmp_path_factory.mktemp("flooded") / "box", target[1]) as box:
         floods(target)["opens"].run(box.place(), Until(100))
-        box.settle({"links": 0, "channels": 0})
+        assert not box.left_over({"links": 0, "channels": 0})
         yield box, box.counted(), box.resident_mb
 
 
@@ -44,7 +44,7 @@ def box(server):
     """The server, which is looked at when the test is over."""
     box, before, before_mb = server
     yield box
-    assert box.settle(before) == before
+    assert box.left_over(before) == {}
     assert box.peak_mb - before_mb < GROWTH_MB
     assert [line for line in box.program.lines if "internal error" in line] == []
 

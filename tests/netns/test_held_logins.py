@@ -38,6 +38,5 @@ def test_a_login_beside_those_who_hold_on(two_hosts: Lab, tmp_path: Path, source
                 ]
             if max(took_s) < BAR_S:
                 break
-        gone = {"links": 0, "startups": 0}
-        assert box.settle(gone) == gone
+        assert box.left_over({"links": 0, "startups": 0}) == {}
     assert max(took_s) < BAR_S

@@ -68,14 +68,17 @@ class FloodedBox:
         """Ask for those that have to be as before in the end."""
         return {name: count for name, count in self.gauges().items() if name in COUNTED}
 
-    def settle(self, before: dict[str, int], within_s: float = 30.0) -> dict[str, int]:
-        """Wait until these gauges are as before, not longer than that; return them."""
+    def left_over(self, before: dict[str, int], within_s: float = 30.0) -> dict[str, int]:
+        """Wait until no gauge is above what it was, not longer than that; return what is more.
+
+        One may be below: to write the audit log takes two tasks now and then.
+        """
         deadline = time.monotonic() + within_s
         while True:
-            counted = self.gauges()
-            found = {name: counted[name] for name in before}
-            if found == before or time.monotonic() > deadline:
-                return found
+            now = self.gauges()
+            more = {name: now[name] - there for name, there in before.items() if now[name] > there}
+            if not more or time.monotonic() > deadline:
+                return more
             time.sleep(0.02)
 
     @property
