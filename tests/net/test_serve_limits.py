@@ -131,6 +131,17 @@ async def test_who_holds_on_makes_room_for_a_login_and_is_told_why(autojump_cloc
         }  # fmt: skip
 
 
+async def test_who_is_ousted_before_it_was_served_at_all_leaves_nothing(autojump_clock):
+    """All come in one moment: a source with more of them than another has no time of its own."""
+    async with limited(startups_begin=3, startups_full=3, per_source_startups=9) as box:
+        greedy = [box.connect() for _ in range(3)]
+        client = box.connect(address="198.51.100.1")
+        await client.log_in_with_keys()
+        await settle()
+        assert [client.link.failure is None for client in greedy] == [False, True, True]
+        assert box.server.shared.startups.count == 2
+
+
 async def test_200_links_that_break_off_at_any_step_leave_nothing(autojump_clock):
     """T31."""
     async with limited(per_source_startups=99, penalties=False) as box:
