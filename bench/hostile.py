@@ -85,9 +85,11 @@ def _is_open(sock: socket.socket) -> bool:
 
 def listen(place: Place, target: int, count: int) -> Outcome:
     """Have so many clients, each with a port that is listened on and a channel that is open."""
-    clients = [place.client() for _ in range(count)]
     asked = GlobalRequest("tcpip-forward", True, TcpipForward("localhost", 0).encode()).encode()
-    for client in clients:
+    clients = []
+    for _ in range(count):  # one after the other, or some would be dropped before their login
+        client = place.client()
+        clients.append(client)
         client.reach(Phase.CONNECTION)
         client.say(asked)
         client.open_tcpip((place.host, target))

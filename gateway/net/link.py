@@ -83,7 +83,6 @@ BATCHES_AT_ONCE: Final = 4  # received before other links have their turn …
 # 7 000 of the smallest.
 MESSAGES_AT_ONCE: Final = 128
 MANY_MESSAGES: Final = 64  # in a batch: they are small
-FIRST_RECEIVE_SIZE: Final = 16 * 1024  # until it is known what comes
 
 _link_ids = count(1)
 
@@ -151,8 +150,7 @@ class Link:
         self._scope = trio.CancelScope()
         self._nap = trio.CancelScope()
         self._may_have_input = False
-        self._reads_later = False
-        self._receive_size = FIRST_RECEIVE_SIZE  # how much is read at once
+        self._receive_size = RECEIVE_SIZE  # how much is read at once
         self._has_ended_input = False
         self._carrier_is_full = False
         self._is_congested = False  # reading waits until replies have left
@@ -201,8 +199,7 @@ class Link:
             if event & poller.READABLE and self.failure is None:
                 self._may_have_input = True
                 self._has_ended_input = bool(event & poller.ENDED)
-                if not self._reads_later:
-                    self._read()
+                self._read()
             if self.turns.are_awaited:
                 self._give_turns()
         except Exception as error:
@@ -226,7 +223,7 @@ class Link:
         except OSError as error:
             self._fail(ConnectionLost(f"connection to {self.carrier.name} lost: {error.strerror}"))
         else:
-            self._read_later()
+            poller.current().again(self._read_on)
 
     def _receive_batch(self) -> bool:
         """Receive and process once; say whether there may be more."""
@@ -271,14 +268,7 @@ class Link:
         if self.failure is None:
             self.acknowledge()
 
-    def _read_later(self) -> None:
-        """Read on when others had their turn; once, however often there was a reason."""
-        if not self._reads_later:
-            self._reads_later = True
-            poller.current().again(self._read_on)
-
     def _read_on(self) -> None:
-        self._reads_later = False
         if self._may_have_input:
             self._carrier_ready(poller.ENDED if self._has_ended_input else poller.INPUT)
 
@@ -369,7 +359,7 @@ class Link:
             return
         if self._is_congested and protocol.may_read:
             self._is_congested = False
-            self._read_later()
+            poller.current().again(self._read_on)
 
     async def _say_goodbye(self) -> None:
         """Let DISCONNECT leave, within a deadline; the carrier may be gone already."""

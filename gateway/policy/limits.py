@@ -35,8 +35,9 @@ SCAN_PERIOD_S: Final = 60.0
 class Limits:
     """All limits of a server; a time of 0 is none.
 
-    Startups are links that have not logged in yet. From ``startups_begin`` on, one is too many in
-    so many per cent, growing to always at ``startups_full`` (sshd_config(5), MaxStartups).
+    Startups are links that have not logged in yet. From ``startups_begin`` on, one more is too many
+    in so many per cent, growing to always at ``startups_full`` (sshd_config(5), MaxStartups): an
+    older one goes for it then. See `Startups`.
     """
 
     login_grace_s: float = 60
@@ -104,8 +105,9 @@ class Startups:
 
     sshd refuses the newcomer when there are too many. Then those who hold on and say nothing win,
     and whoever comes to log in loses. So it is somebody else who goes: of those whose source has
-    most of them, who came first. The newcomer is refused only if all are new as well, and of
-    sources that have no more than its own: a rush of logins must not end those that are under way.
+    most of them, who came first. Who is new as well, and of a source that has no more than the
+    newcomer's, need not: a rush of logins must not end those that are under way. If all are, there
+    is one more, up to ``startups_full``, where the newcomer is refused.
 
     The tables have no more entries than there are startups.
     """
@@ -135,6 +137,8 @@ class Startups:
             for one in rivals
             if now_s - one.began_s >= UNDISTURBED_S or self._share(one.source) > fair
         ]
+        if not rivals and drop is Drop.STARTUPS and self.count < self.limits.startups_full:
+            return self._add(source, now_s)
         if not rivals:
             return drop
         ousted = max(rivals, key=lambda one: self._share(one.source))

