@@ -175,6 +175,7 @@ def slow_ssh(box: FloodedBox, run: Run) -> dict[str, float]:
     with hostile(
         box, "hold", target=run.bed.echo_port, count=run.options.holders, seconds=HOLD_S
     ) as holding:
+        holding.wait_ready()
         while not holding.ended:
             try:
                 took_ms.append(log_in_ms(box))
@@ -207,6 +208,7 @@ def slow_socks(box: FloodedBox, run: Run, stack: ExitStack) -> dict[str, float]:
     with hostile(
         box, "hold socks", port, target=0, count=run.options.holders, seconds=HOLD_S
     ) as holding:
+        holding.wait_ready()
         while not holding.ended:
             try:
                 took_ms.append(socks_ms(port, run.bed.echo_port))
