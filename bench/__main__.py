@@ -13,14 +13,14 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import echo, forward, many, path, serve, socks, tun
+from bench import echo, floods, forward, many, path, serve, socks, tun
 from bench.programs import fail
 from bench.rounds import Command, execute
 from tests.support.programs import sshd_path
 
 COMMANDS = (
     socks.COMMAND, forward.COMMAND, path.COMMAND, echo.COMMAND, many.COMMAND, serve.COMMAND,
-    tun.COMMAND,
+    tun.COMMAND, floods.COMMAND,
 )  # fmt: skip
 
 

@@ -478,7 +478,7 @@ class ListenerRemoved(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionsDropped(Event):
-    """So many connections were closed at accept for this reason since the last such event."""
+    """So many connections without a login were closed for this reason since the last such event."""
 
     reason: str
     count: int

@@ -48,6 +48,10 @@ class ConfiguredServer:
         """See `Running`."""
         self._server.apply(_options(config))
 
+    def gauges(self) -> dict[str, int]:
+        """See `Running`."""
+        return self._server.gauges()
+
     async def drain(self, deadline_s: float | None = None) -> None:
         """See `Running`."""
         await self._server.drain(deadline_s)
@@ -76,6 +80,9 @@ class Running(Protocol):
     def apply(self, config: ServerConfig) -> None:
         """Go on with another configuration."""
 
+    def gauges(self) -> dict[str, int]:
+        """Return how many links, channels, tasks and the like there are."""
+
     async def drain(self, deadline_s: float | None = None) -> None:
         """Take no more links and wait so long for the channels to end."""
 
@@ -90,7 +97,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("-v", dest="verbose", action="count", default=0, help="say more")
     add("-c", dest="config", type=Path, metavar="FILE",
         help="read everything from a gateway.toml, as `gateway init` makes one; SIGHUP reads it "
-        "again, and SIGTERM lets open channels end")  # fmt: skip
+        "again, SIGTERM lets open channels end, and SIGUSR1 says what there is now")  # fmt: skip
     add("--check", action="store_true",
         help="only read FILE and all that it names, and say what would be done")  # fmt: skip
     flags = add_flags(parser)
@@ -168,7 +175,8 @@ async def serve_until_signal(
     trail: Trail | None = None,
     become: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serve; SIGHUP reads ``path`` again, SIGTERM drains, and a second one ends at once.
+    """Serve; SIGHUP reads ``path`` again, SIGUSR1 says how many links and
+    other things there are, SIGTERM drains, and a second one ends at once.
 
     What happens up to the very end is written into ``trail``. ``become`` changes the user once the
     server listens; what is written before would be another user's.
@@ -199,14 +207,18 @@ async def _serve_until_signal(
     path: Path | None,
     trail: Trail | None,
 ) -> int:
-    numbers = [signal.SIGTERM] if path is None else [signal.SIGTERM, signal.SIGHUP]
+    numbers = [signal.SIGTERM, signal.SIGUSR1, *([signal.SIGHUP] if path else [])]
     with trio.open_signal_receiver(*numbers) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             async for number in signals:
-                if number == signal.SIGTERM or path is None:
+                if number == signal.SIGUSR1:
+                    counts = (f"{name} {count}" for name, count in server.gauges().items())
+                    say(f"now: {', '.join(counts)}")
+                elif number == signal.SIGTERM or path is None:
                     break
-                config = _reload(server, config, path, trail)
+                else:
+                    config = _reload(server, config, path, trail)
             if trail is not None:
                 trail.ending()
             await _drain(server, config.limits.drain_s, signals)

@@ -33,7 +33,7 @@ import trio
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     Handler = Callable[[int], None]
 
@@ -62,7 +62,7 @@ class Poller:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._fresh: set[int] = set()
-        self._again: list[Callable[[], None]] = []
+        self._again: dict[Callable[[], None], None] = {}  # in their order, each once
         self._at_rest: list[Callable[[], None]] = []
         self._sleep: trio.CancelScope | None = None
         self._runnable = _Runnable()
@@ -119,8 +119,12 @@ class Poller:
             handler(CLOSED)
 
     def again(self, function: Callable[[], None]) -> None:
-        """Call a function in the next round, after others had their turn: it has more to do."""
-        self._again.append(function)
+        """Call a function in the next round, after others had their turn: it has more to do.
+
+        Once, however often it was asked: else who is told of input in every round, and has more to
+        do after each, would have one turn more in every round.
+        """
+        self._again[function] = None
         if self._sleep is not None:
             self._sleep.cancel()
 
@@ -172,7 +176,7 @@ class Poller:
     def _handle(self, ready: list[tuple[int, int]]) -> None:
         """Call who is concerned."""
         handlers, fresh = self._handlers, self._fresh
-        again, self._again = self._again, []
+        again, self._again = self._again, {}
         fresh.clear()
         for fd, event in ready:
             if (handler := handlers.get(fd)) is not None and fd not in fresh:
@@ -183,7 +187,7 @@ class Poller:
         _call_each(again)
 
 
-def _call_each(functions: list[Callable[[], None]]) -> None:
+def _call_each(functions: Iterable[Callable[[], None]]) -> None:
     """A defect of one is logged and hinders no other."""
     for function in functions:
         try:

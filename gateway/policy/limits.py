@@ -25,6 +25,7 @@ PENALTY_MAXIMUM_S: Final = 600.0
 MAXIMUM_SOURCES: Final = 65_536
 
 # ---- our own choices -----------------------------------------------------------------------------
+UNDISTURBED_S: Final = 0.5  # for a login, which takes some round trips, before it may be ousted
 MAXIMUM_IDLE_USERS: Final = 4096  # without a link, remembered for their bucket only
 SCAN_TARGETS: Final = 50  # different ones that came to nothing in a period: somebody looks around
 SCAN_PERIOD_S: Final = 60.0
@@ -34,8 +35,9 @@ SCAN_PERIOD_S: Final = 60.0
 class Limits:
     """All limits of a server; a time of 0 is none.
 
-    Startups are links that have not logged in yet. From ``startups_begin`` on, one in so many
-    per cent is refused, growing to all at ``startups_full`` (sshd_config(5), MaxStartups).
+    Startups are links that have not logged in yet. From ``startups_begin`` on, one more is too many
+    in so many per cent, growing to always at ``startups_full`` (sshd_config(5), MaxStartups): an
+    older one goes for it then. See `Startups`.
     """
 
     login_grace_s: float = 60
@@ -54,11 +56,12 @@ class Limits:
 
 
 class Drop(Enum):
-    """Why a connection is closed at accept."""
+    """Why a connection is closed that has not logged in: at accept, but for ``OUSTED``."""
 
     STARTUPS = "too many connections that have not logged in"
     SOURCE = "too many connections from one address that have not logged in"
     PENALTY = "the address has a penalty for failed logins"
+    OUSTED = "others wanted to log in, and these have not done it"
     DRAINING = "the server is about to stop"
 
 
@@ -88,40 +91,83 @@ def source_of(address: str) -> str | None:
     return str(ip_network((plain, IPV6_SOURCE_BITS), strict=False))
 
 
+@dataclass(eq=False, slots=True)
+class Startup:
+    """A link that has not logged in yet. ``oust`` ends it: it has to make room for another one."""
+
+    source: str | None
+    began_s: float
+    oust: Callable[[], object] = int
+
+
 class Startups:
     """Who may begin a link; ``below(n)`` returns a random number from 0 to n - 1.
 
-    The table has no more entries than there are startups.
+    sshd refuses the newcomer when there are too many. Then those who hold on and say nothing win,
+    and whoever comes to log in loses. So it is somebody else who goes: of those whose source has
+    most of them, who came first. Who is new as well, and of a source that has no more than the
+    newcomer's, need not: a rush of logins must not end those that are under way. If all are, there
+    is one more, up to ``startups_full``, where the newcomer is refused.
+
+    The tables have no more entries than there are startups.
     """
 
     def __init__(self, limits: Limits, below: Callable[[int], int]) -> None:
         self.limits = limits
-        self.count = 0
         self._below = below
+        self._waiting: dict[Startup, None] = {}  # in the order in which they came
         self._by_source: dict[str, int] = {}
 
-    def begin(self, source: str | None) -> Drop | None:
-        """Count a new connection, or say why it is to be dropped."""
-        if self._drops():
-            return Drop.STARTUPS
-        if source is not None:
-            there = self._by_source.get(source, 0)
-            if there >= self.limits.per_source_startups:
-                return Drop.SOURCE
-            self._by_source[source] = there + 1
-        self.count += 1
-        return None
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._waiting)
 
-    def end(self, source: str | None) -> None:
-        """One has logged in, or is gone."""
-        self.count -= 1
-        if source is not None:
+    def begin(self, source: str | None, now_s: float) -> Startup | Drop:
+        """Count a new connection, or say why it is to be dropped."""
+        if source is not None and self._share(source) >= self.limits.per_source_startups:
+            drop, rivals = Drop.SOURCE, [one for one in self._waiting if one.source == source]
+        elif self._drops():
+            drop, rivals = Drop.STARTUPS, list(self._waiting)
+        else:
+            return self._add(source, now_s)
+        fair = 1 + self._share(source)
+        rivals = [
+            one
+            for one in rivals
+            if now_s - one.began_s >= UNDISTURBED_S or self._share(one.source) > fair
+        ]
+        if not rivals and drop is Drop.STARTUPS and self.count < self.limits.startups_full:
+            return self._add(source, now_s)
+        if not rivals:
+            return drop
+        ousted = max(rivals, key=lambda one: self._share(one.source))
+        self.end(ousted)
+        ousted.oust()
+        return self._add(source, now_s)
+
+    def end(self, startup: Startup) -> None:
+        """One has logged in, or is gone; harmless if that was said."""
+        if startup not in self._waiting:
+            return
+        del self._waiting[startup]
+        if (source := startup.source) is not None:
             self._by_source[source] -= 1
             if not self._by_source[source]:
                 del self._by_source[source]
 
+    def _add(self, source: str | None, now_s: float) -> Startup:
+        startup = Startup(source, now_s)
+        self._waiting[startup] = None
+        if source is not None:
+            self._by_source[source] = self._share(source) + 1
+        return startup
+
+    def _share(self, source: str | None) -> int:
+        return 1 if source is None else self._by_source.get(source, 0)
+
     def _drops(self) -> bool:
-        """Random early drop: should_drop_connection in OpenSSH's sshd.c."""
+        """Whether one is too many: should_drop_connection in OpenSSH's sshd.c."""
         limits, count = self.limits, self.count
         if count < limits.startups_begin:
             return False

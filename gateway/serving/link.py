@@ -25,7 +25,7 @@ from gateway import events
 from gateway.errors import RemoteProtocolError, printable
 from gateway.net import poller
 from gateway.net.link import Link
-from gateway.policy.limits import Offence
+from gateway.policy.limits import Drop, Offence
 from gateway.policy.rules import Subject
 from gateway.serving.authorize import Grant, Login
 from gateway.serving.channels import Channels, Refused
@@ -49,6 +49,7 @@ from gateway.ssh.protocol import Protocol, ServerSetup
 
 if TYPE_CHECKING:
     from gateway.net.carrier import Carrier
+    from gateway.policy.limits import Startup
     from gateway.serving.shared import Shared
     from gateway.ssh.keys import PublicKey
 
@@ -68,14 +69,15 @@ GRACE_JITTER_MS: Final = 4000  # at random more for a login, as sshd: nobody for
 
 
 class ServerLink:
-    """One link. ``source`` is what counts as where it comes from; see `gateway.policy.limits`."""
+    """One link, which is one of the startups until it has logged in."""
 
     def __init__(
-        self, shared: Shared, carrier: Carrier, address: str, source: str | None, local: str = ""
+        self, shared: Shared, carrier: Carrier, address: str, startup: Startup, local: str = ""
     ) -> None:
         self._shared = shared
         self._address = address
-        self._source = source
+        self._startup = startup
+        startup.oust = self._ousted
         options = shared.options
         setup = ServerSetup(
             options.host_keys,
@@ -101,7 +103,6 @@ class ServerLink:
         self._attempts = 0
         self._key_exchanges = 0
         self._offence: Offence | None = Offence.NOAUTH
-        self._counts_as_startup = True
 
     @property
     def login(self) -> Login | None:
@@ -134,9 +135,9 @@ class ServerLink:
             user_name = self._served.channels.login.subject.user_name
             self._served.close()
             shared.users.close_link(user_name)
-        self._end_startup()
+        shared.startups.end(self._startup)
         if self._offence is not None:
-            shared.penalties.penalise(self._source, self._offence, trio.current_time())
+            shared.penalties.penalise(self._startup.source, self._offence, trio.current_time())
         del shared.links[link.link_id]
         shared.report(
             events.LinkClosed(
@@ -153,10 +154,11 @@ class ServerLink:
             )
         )
 
-    def _end_startup(self) -> None:
-        if self._counts_as_startup:
-            self._counts_as_startup = False
-            self._shared.startups.end(self._source)
+    def _ousted(self) -> None:
+        self._shared.dropped[Drop.OUSTED] += 1
+        self.link.disconnect(
+            "there was no login yet, and others wait for one", Disconnect.TOO_MANY_CONNECTIONS
+        )
 
     # -- the login ---------------------------------------------------------------------------------
 
@@ -204,7 +206,7 @@ class ServerLink:
 
     def _logged_in(self, event: events.Authenticated) -> None:
         shared, link, user_name = self._shared, self.link, event.user_name
-        self._end_startup()
+        shared.startups.end(self._startup)
         self._offence = None
         self._attempted(printable(user_name, 64), event.method, event.fingerprint, "accepted")
         problem = shared.refuses_new() or shared.users.open_link(user_name, trio.current_time())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,7 +17,7 @@ from gateway import events
 from gateway.net import poller
 from gateway.net.carrier import SocketCarrier
 from gateway.net.listen import describe, listening_ports, open_listeners, serve
-from gateway.policy.limits import Drop, source_of
+from gateway.policy.limits import Drop, Startup, source_of
 from gateway.serving.link import ServerLink
 from gateway.serving.shared import ServerOptions, Shared
 from gateway.serving.vpn import VpnHost
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DROPS_REPORTED_S: Final = 10.0  # connections closed at accept are told of together
+DROPS_REPORTED_S: Final = 10.0  # connections closed before a login are told of together
 NOT_ALLOWED: Final = b"Not allowed at this time\r\n"  # as sshd; ssh shows it
 
 
@@ -88,7 +89,7 @@ class Server:
 
     def _report_drops(self) -> None:
         for reason, count in self.shared.dropped.items():
-            log.warning("%d connections were closed at once: %s", count, reason.value)
+            log.warning("%d connections were closed: %s", count, reason.value)
             self.shared.report(events.ConnectionsDropped(reason.value, count))
         self.shared.dropped.clear()
 
@@ -108,31 +109,45 @@ class Server:
 
         ``address`` is where it comes from. To be called while ``run`` runs.
         """
-        source = source_of(address)
-        drop = self._drop(source)
-        if drop is not None or self._nursery is None:
-            if drop is not None:
-                self.shared.dropped[drop] += 1
+        begun = self._begin(source_of(address))
+        if isinstance(begun, Drop) or self._nursery is None:
+            if isinstance(begun, Drop):
+                self.shared.dropped[begun] += 1
             with contextlib.suppress(OSError):
                 carrier.send(memoryview(NOT_ALLOWED))
             carrier.close()
             return None
-        link = ServerLink(self.shared, carrier, address, source, local)
+        link = ServerLink(self.shared, carrier, address, begun, local)
         self._nursery.start_soon(self._serve_link, link)
         return link
 
-    def _drop(self, source: str | None) -> Drop | None:
-        if self.shared.is_draining:
+    def _begin(self, source: str | None) -> Startup | Drop:
+        if self.shared.is_draining or self._nursery is None:
             return Drop.DRAINING
-        if self.shared.penalties.refuses(source, trio.current_time()):
+        now_s = trio.current_time()
+        if self.shared.penalties.refuses(source, now_s):
             return Drop.PENALTY
-        return self.shared.startups.begin(source)
+        return self.shared.startups.begin(source, now_s)
 
     async def _serve_link(self, link: ServerLink) -> None:
         try:
             await link.run()
         except Exception:  # one link's defect must not end the others
             log.exception("internal error on the link from %s", link.link.carrier.name)
+
+    def gauges(self) -> dict[str, int]:
+        """Return how many there are now of all that a peer could pile up."""
+        shared = self.shared
+        return {
+            "links": len(shared.links),
+            "startups": shared.startups.count,
+            "penalties": len(shared.penalties),
+            "users": len(shared.users),
+            "channels": shared.channels,
+            "listeners": sum(map(len, shared.forwards.values())),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
+            "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()) - 1,  # but who looks
+        }
 
     # -- changes -----------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ Fixed sizes throughout: a bytearray with a live memoryview cannot be resized.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections import deque
 from functools import lru_cache
@@ -83,14 +84,21 @@ def slots(data_size: int) -> tuple[list[memoryview], list[memoryview]]:
 
 
 class BufferPool:
-    """Buffers of BUFFER_SIZE, lent to links while they hold something."""
+    """Buffers of BUFFER_SIZE, lent to links while they hold something.
+
+    They are mappings of their own (mmap(2)): a page that nobody has written to takes no memory, and
+    what is not kept goes back to the kernel. Else half a packet, on as many links as a peer may
+    have, would take a whole buffer on each.
+    """
 
     def __init__(self) -> None:
         self._free: list[memoryview] = []
 
     def take(self) -> memoryview:
         """Lend a buffer; its content is arbitrary."""
-        return self._free.pop() if self._free else memoryview(bytearray(BUFFER_SIZE))
+        if self._free:
+            return self._free.pop()
+        return memoryview(mmap.mmap(-1, BUFFER_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     def give_back(self, buffer: memoryview) -> None:
         """Take a buffer back."""

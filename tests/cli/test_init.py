@@ -353,6 +353,11 @@ class Remembering:
         """Take a configuration."""
         self.note(config)
 
+    def gauges(self) -> dict[str, int]:
+        """Have some of everything."""
+        self.note("gauges")
+        return {"links": 3, "tasks": 14}
+
     async def drain(self, deadline_s: float | None = None) -> None:
         """Wait for somebody who cancels, or for the deadline."""
         self.note(("drain", deadline_s))
@@ -399,6 +404,18 @@ async def test_a_second_sigterm_ends_at_once(server: Remembering, config: Server
             await server.until(2)
             os.kill(os.getpid(), signal.SIGTERM)
     assert server.told[-1] != "drained"
+
+
+async def test_sigusr1_says_what_there_is(
+    server: Remembering, config: ServerConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_until_signal, server, config, None)
+        await server.until(1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await server.until(2)
+        nursery.cancel_scope.cancel()
+    assert "now: links 3, tasks 14\n" in capsys.readouterr().err
 
 
 async def test_sighup_applies_what_was_read(

@@ -69,3 +69,16 @@ def test_a_table_shows_another_tree_and_check_fails_on_a_miss():
     done = run_bench("echo", "--check", *options)
     assert f"connect → sshd [{ROOT.name}]" in done.stdout
     assert done.returncode == (1 if "missed" in done.stdout else 0), done.stderr
+
+
+def test_floods_are_measured_and_judged():
+    """They have no peer: what is looked at is the server beside itself at rest."""
+    options = ("--part", "floods", "--only", "KEXINIT twice", "--seconds", "1")
+    done = run_bench("floods", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {bar["measure"] for bar in found["bars"]} == {
+        "left over", "+MB at most", "echo p99 ms, flood"
+    }  # fmt: skip
+    assert found["figures"]["links"]["KEXINIT twice"][0] > 1
+    assert found["figures"]["left over"] == {"KEXINIT twice": [0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from contextlib import suppress
@@ -12,7 +13,13 @@ import trio.testing
 
 from gateway.errors import ChannelOpenError, ConnectionLost, GatewayError, RemoteProtocolError
 from gateway.events import GlobalReplied
-from gateway.net.link import CONGESTION_DEADLINE_S, GOODBYE_DEADLINE_S, WATCH_INTERVAL_S
+from gateway.net import poller
+from gateway.net.link import (
+    CONGESTION_DEADLINE_S,
+    GOODBYE_DEADLINE_S,
+    MESSAGES_AT_ONCE,
+    WATCH_INTERVAL_S,
+)
 from gateway.net.login import MAXIMUM_EVENTS, ClientLink
 from gateway.ssh import messages, packets
 from gateway.ssh.flow import INITIAL_WINDOW
@@ -221,6 +228,49 @@ async def test_many_small_sends_in_a_batch_are_one_write(autojump_clock):
         links.link.flush()
         assert links.client_carrier.writes == before + 1
         assert await read_all(remote, 5000) == b"small" * 1000
+
+
+async def test_of_many_small_messages_few_are_taken_before_others_have_a_turn(autojump_clock):
+    """T12: 256 KiB of the smallest messages would keep every other link waiting."""
+    links = make_links(capacity=1 << 20)
+    async with linked(links):
+        inbound, server, turns = links.server.protocol.inbound, links.server, []
+
+        def count_turn():
+            turns.append(inbound.sequence_number)
+            if links.server_carrier.inbox.data or len(turns) < 3:
+                poller.current().again(count_turn)
+
+        await trio.testing.wait_all_tasks_blocked()
+        poller.current().again(count_turn)
+        for _ in range(4):  # what the control lane may hold at once
+            for _ in range(5000):
+                links.link.protocol.outbound.append(messages.Ignore(b"").encode())
+            links.link.flush()
+        await wait_for(lambda: not links.server_carrier.inbox.data)
+        taken = [after - before for before, after in itertools.pairwise(turns)]
+        assert sum(taken) > 10_000
+        *others, _first = sorted(taken)  # before it is known what comes
+        assert max(others) < 4 * MESSAGES_AT_ONCE
+        assert server.failure is None
+
+
+async def test_large_messages_are_taken_many_at_once(autojump_clock):
+    links = make_links(capacity=1 << 20)
+    async with linked(links):
+        sizes = []
+        receive = links.server_carrier.recv_into
+
+        def receiving(space):
+            sizes.append(len(space))
+            return receive(space)
+
+        links.server_carrier.recv_into = receiving
+        local, remote = await links.open_channel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, local, bytes(4 << 20))
+            await read_all(remote, 4 << 20)
+        assert sizes.count(packets.RECEIVE_SIZE) > len(sizes) / 2
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,24 @@ async def test_again_wakes_a_sleeping_poller_and_comes_in_order():
     assert await seen(calls, 2) == [1, 2]
 
 
+async def test_who_asks_for_another_turn_twice_has_one():
+    """Or who gets input all the time, and cannot take all of it, would have ever more turns."""
+    poller.current()
+    await trio.testing.wait_all_tasks_blocked()
+    calls = []
+
+    class Link:
+        def go_on(self):
+            calls.append(self)
+
+    first, second = Link(), Link()
+    for link in (first, second, first, first):
+        poller.current().again(link.go_on)
+    assert await seen(calls, 2) == [first, second]
+    await trio.testing.wait_all_tasks_blocked()
+    assert calls == [first, second]
+
+
 async def test_tasks_and_timers_go_on_while_events_never_end():
     calls = 0
 

@@ -11,7 +11,7 @@ import trio.testing
 
 from gateway import events
 from gateway.errors import AuthenticationError, ChannelOpenError, ConnectionLost
-from gateway.policy.limits import Limits
+from gateway.policy.limits import UNDISTURBED_S, Drop, Limits
 from gateway.serving import link as link_module
 from gateway.serving.link import GRACE_JITTER_MS
 from gateway.serving.server import DROPS_REPORTED_S
@@ -111,6 +111,35 @@ async def test_one_address_cannot_take_all_startups(autojump_clock):
         assert await box.log_in(address="2001:db8:0:1::1"), "another /64"
         with pytest.raises(ConnectionLost):
             await box.log_in(address="2001:db8::2")
+
+
+async def test_who_holds_on_makes_room_for_a_login_and_is_told_why(autojump_clock):
+    """T30: with every slot taken by others, whatever they hold on with."""
+    async with limited(startups_begin=3, startups_full=3) as box:
+        waiting = [box.connect(address=f"192.0.2.{number}") for number in range(3)]
+        await settle()
+        with pytest.raises(ConnectionLost):
+            await box.log_in(address="198.51.100.1")
+        await trio.sleep(UNDISTURBED_S)
+        await box.log_in(address="198.51.100.1")
+        assert "others wait" in str(waiting[0].link.failure)
+        assert [client.link.failure for client in waiting[1:]] == [None, None]
+        assert box.server.shared.startups.count == 2
+        await trio.sleep(DROPS_REPORTED_S + 1)
+        assert {event.reason: event.count for event in box.of_type(events.ConnectionsDropped)} == {
+            Drop.STARTUPS.value: 1, Drop.OUSTED.value: 1
+        }  # fmt: skip
+
+
+async def test_who_is_ousted_before_it_was_served_at_all_leaves_nothing(autojump_clock):
+    """All come in one moment: a source with more of them than another has no time of its own."""
+    async with limited(startups_begin=3, startups_full=3, per_source_startups=9) as box:
+        greedy = [box.connect() for _ in range(3)]
+        client = box.connect(address="198.51.100.1")
+        await client.log_in_with_keys()
+        await settle()
+        assert [client.link.failure is None for client in greedy] == [False, True, True]
+        assert box.server.shared.startups.count == 2
 
 
 async def test_200_links_that_break_off_at_any_step_leave_nothing(autojump_clock):

@@ -143,6 +143,26 @@ async def test_a_client_without_a_request_is_closed_when_its_time_is_over(mock_c
         assert caplog.text.count("sent no request within 10 s") == 2
 
 
+async def test_300_slow_clients_are_closed_in_time_and_another_does_not_wait(mock_clock):
+    """T59: a byte now and then does not buy time, and costs others none."""
+    async with proxied() as it:
+        slow = [await it.client(GREETING[:1]) for _ in range(300)]
+        await until(lambda: it.clients == 300)
+        began_s = trio.current_time()
+        served = await it.opening()
+        await expect(served, b"\5\0\0\1" + bytes(6))
+        assert trio.current_time() == began_s
+        mock_clock.jump(PATIENCE_S / 2)
+        for stream in slow:
+            await stream.send_all(GREETING[1:2])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert it.clients == 301
+        mock_clock.jump(PATIENCE_S / 2)
+        for stream in slow:
+            assert await stream.receive_some() == b""
+        await until(lambda: it.clients == 1)
+
+
 async def test_the_far_end_may_take_its_time(mock_clock):
     async with proxied() as it:
         it.links.accepts = False

@@ -17,7 +17,6 @@ ROWS = [
 PEERS = range(1, 69)  # transport, logins, channels, forwarding
 TUNNEL = (69, 70, 71, 72, 74, 78, 79, 80, 82, 93)
 TRUST = range(83, 93)
-STILL_OPEN = {"T59"}
 
 
 @cache
@@ -45,4 +44,4 @@ def test_every_row_names_tests_that_exist_or_says_why_there_is_none() -> None:
 
 
 def test_nothing_is_left_for_later() -> None:
-    assert {number for number, _, tests in ROWS if "open: issue" in tests} == STILL_OPEN
+    assert not [number for number, _, tests in ROWS if "open: issue" in tests]

@@ -11,10 +11,12 @@ from gateway.policy.limits import (
     MAXIMUM_IDLE_USERS,
     MAXIMUM_SOURCES,
     SCAN_TARGETS,
+    UNDISTURBED_S,
     Drop,
     Limits,
     Offence,
     Penalties,
+    Startup,
     Startups,
     UserCounters,
     source_of,
@@ -51,16 +53,20 @@ def test_what_counts_as_one_source(address, source):
 # ---- startups ------------------------------------------------------------------------------------
 
 
+def begin(startups, count, now_s=0.0):
+    """Let so many begin, each from a source of its own, whatever the dice say."""
+    return [startups._add(f"source {number}", now_s) for number in range(count)]
+
+
 def test_startups_are_dropped_early_and_at_random_as_sshd_does():
     """sshd_config(5): 30 % at 10 of 10:30:100, growing linearly to all at 100."""
-    limits = Limits(per_source_startups=1000)
 
     def first_kept(count):
-        """Return the lowest number of the dice with which one more is let in."""
+        """Return the lowest number of the dice with which nobody has to go for one more."""
         for number in range(101):
-            startups = Startups(limits, lambda _below, number=number: number)
-            startups.count = count
-            if startups.begin(None) is None:
+            startups = Startups(Limits(), lambda _below, number=number: number)
+            begin(startups, count)
+            if not ousted_by(startups, None, 60.0):
                 return number
         raise AssertionError
 
@@ -68,29 +74,88 @@ def test_startups_are_dropped_early_and_at_random_as_sshd_does():
     assert first_kept(10) == 30
     assert first_kept(55) == 65
     assert first_kept(99) == 99
-    full = Startups(limits, lambda _below: 100)
-    full.count = 100
-    assert full.begin(None) is Drop.STARTUPS
+    full = Startups(Limits(), lambda _below: 100)
+    begin(full, 100)
+    assert len(ousted_by(full, None, 60.0)) == 1
 
 
 def test_one_source_has_a_part_of_the_startups_only():
     startups = Startups(Limits(per_source_startups=2), never)
-    assert [startups.begin("a"), startups.begin("a"), startups.begin("b")] == [None] * 3
-    assert startups.begin("a") is Drop.SOURCE
+    first, _, _ = (startups.begin(source, 0.0) for source in "aab")
+    assert startups.begin("a", 0.1) is Drop.SOURCE
     assert startups.count == 3, "who was dropped is not counted"
-    startups.end("a")
-    assert startups.begin("a") is None
+    startups.end(first)
+    startups.end(first)
+    assert startups.count == 2, "an end counts once"
+    assert isinstance(startups.begin("a", 0.1), Startup)
+
+
+def ousted_by(startups, source, now_s):
+    """Let one begin; return who had to go."""
+    gone = []
+    for startup in startups._waiting:
+        startup.oust = lambda startup=startup: gone.append(startup)
+    assert isinstance(startups.begin(source, now_s), Startup)
+    return gone
+
+
+def test_who_came_first_of_the_greediest_source_makes_room():
+    startups = Startups(Limits(), always)
+    old = startups._add("old", 0.0)
+    greedy = [startups._add("greedy", now_s) for now_s in (1.0, 2.0, 3.0)]
+    begin(startups, 6, 4.0)
+    assert ousted_by(startups, "new", 10.0) == [greedy[0]]
+    assert ousted_by(startups, None, 10.0) == [greedy[1]]
+    assert ousted_by(startups, None, 10.0) == [old], "all have one: the oldest"
+    assert startups.count == 10
+
+
+def test_a_source_with_its_part_makes_room_itself():
+    startups = Startups(Limits(per_source_startups=2), never)
+    other, first, _ = (startups.begin(source, 0.0) for source in "baa")
+    assert ousted_by(startups, "a", UNDISTURBED_S) == [first]
+    assert other in startups._waiting
+    assert startups._by_source == {"a": 2, "b": 1}
+
+
+def test_nobody_is_ousted_before_a_login_had_its_time():
+    """Or in a rush of logins each would end the one before it, and none would be done."""
+    startups = Startups(Limits(), always)
+    begin(startups, 10)
+    for number in range(90):
+        assert ousted_by(startups, f"new {number}", UNDISTURBED_S - 0.01) == []
+    assert startups.begin("new", UNDISTURBED_S - 0.01) is Drop.STARTUPS
+    assert len(ousted_by(startups, "new", UNDISTURBED_S)) == 1
+
+
+def test_but_a_source_with_more_of_them_is_at_any_time():
+    startups = Startups(Limits(), always)
+    begin(startups, 8)
+    greedy = [startups._add("greedy", 0.0) for _ in range(2)]
+    assert ousted_by(startups, "new", 0.0) == [greedy[0]]
+    assert ousted_by(startups, "new", 0.0) == [], "it has as many now"
+
+
+def test_who_holds_on_never_keeps_others_out():
+    """400 from as many sources hold on with the default limits, and come again at once."""
+    startups = Startups(Limits(), random.Random(1).randrange)
+    for second in range(4):
+        for number in range(400):
+            startups.begin(f"source {number}", 10.0 * second)
+    assert startups.count > 90
+    for number in range(200):
+        came = startups.begin("user", 1000.0 + number)
+        assert isinstance(came, Startup)
+        startups.end(came)
 
 
 def test_a_flood_of_sources_leaves_nothing_behind():
     startups = Startups(Limits(), random.Random(1).randrange)
-    there = []
     for number in range(20_000):
-        if startups.begin(f"source {number}") is None:
-            there.append(f"source {number}")
+        startups.begin(f"source {number}", number / 1000)
         assert len(startups._by_source) <= startups.count <= 100
-    for source in there:
-        startups.end(source)
+    for startup in list(startups._waiting):
+        startups.end(startup)
     assert (startups.count, startups._by_source) == (0, {})
 
 

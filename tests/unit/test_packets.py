@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,9 @@ from gateway.ssh.packets import (
     MAXIMUM_DATA,
     MAXIMUM_PACKET_LENGTH,
     POOL,
+    POOL_KEEPS,
     ROOM,
+    BufferPool,
     Inbound,
     Outbound,
 )
@@ -339,3 +342,29 @@ def test_lines_in_any_pieces(step):
             lines.append(line)
     assert lines == [b"first\r", b"second", b"SSH-2.0-x\r"]
     inbound.discard()
+
+
+# ---- buffers -------------------------------------------------------------------------------------
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_buffer_takes_the_memory_that_is_written_to():
+    """Half a packet on each of many links is not a whole buffer on each."""
+    pool = BufferPool()
+    before = resident_bytes()
+    lent = [pool.take() for _ in range(100)]
+    for buffer in lent:
+        buffer[:100] = bytes(100)
+    grown = resident_bytes() - before
+    assert grown < 100 * BUFFER_SIZE / 8
+    for buffer in lent:
+        buffer[:] = bytes(len(buffer))
+    assert resident_bytes() - before > 90 * BUFFER_SIZE, "it can be measured"
+    while lent:
+        pool.give_back(lent.pop())
+    del buffer
+    assert resident_bytes() - before < (POOL_KEEPS + 20) * BUFFER_SIZE
