@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = b"<p>the intranet page</p>"
 FIXED_PORTS = (6000, 2222, 8080, 8081, 8000, 9000, 9050)
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120), pytest.mark.alone]
+pytestmark = [pytest.mark.interop, pytest.mark.alone]
 
 
 def readme_commands():

@@ -10,8 +10,6 @@ import trio
 from gateway.ways.chain import Chain
 from tests.support.memory import make_links
 
-pytestmark = pytest.mark.timeout(10)
-
 
 class Host:
     """A host of the way, in memory."""

@@ -18,8 +18,6 @@ from gateway.net.links import LinkSet
 from tests.support.memory import make_links
 from tests.support.programs import free_port
 
-pytestmark = pytest.mark.timeout(20)
-
 
 class SlowLookUp:
     """A resolver that answers when it is told to."""

@@ -26,8 +26,6 @@ from tests.support.memory import memory_carriers, read_all, send_all
 from tests.support.programs import free_port
 from tests.support.serving import ALICE_KEY, KeyDialogue, running_box
 
-pytestmark = pytest.mark.timeout(20)
-
 
 class Pair:
     """A client with forwardings, and the link that its server has with it."""

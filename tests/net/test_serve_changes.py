@@ -27,8 +27,6 @@ from tests.support.serving import (
     running_box,
 )
 
-pytestmark = pytest.mark.timeout(30)
-
 
 @pytest.fixture
 async def echo_port(nursery):

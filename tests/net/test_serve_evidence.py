@@ -55,8 +55,6 @@ from tests.support.serving import (
     running_box,
 )
 
-pytestmark = pytest.mark.timeout(55)
-
 FORBIDDEN = 22
 FACTS = Facts("0.1.0", 4242, ("SHA256:host",), "0" * 64)
 

@@ -29,7 +29,6 @@ from tests.support.serving import (
 )
 
 STRANGER = PrivateKey.generate(os.urandom)
-pytestmark = pytest.mark.timeout(20)
 
 
 def limited(**limits):

@@ -18,8 +18,6 @@ from tests.support.memory import read_all, send_all
 from tests.support.programs import free_port
 from tests.support.serving import ALICE_KEY, BOB_KEY, make_options, running_box
 
-pytestmark = pytest.mark.timeout(20)
-
 
 def is_free(port, host="127.0.0.1"):
     with socket.socket() as probe:

@@ -31,8 +31,6 @@ from tests.support.memory import read_all, send_all
 from tests.support.programs import run_gateway
 from tests.support.real_box import USERS, real_box
 
-pytestmark = pytest.mark.timeout(55)
-
 LINKS = 6
 LARGEST = 40_000  # bytes, now and then; most channels carry less than a tenth
 CHANNELS = 1000

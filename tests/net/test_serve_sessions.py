@@ -23,8 +23,6 @@ from tests.support.memory import read_all, send_all
 from tests.support.pair import HOST_KEY
 from tests.support.serving import ALICE_KEY, make_options, running_box
 
-pytestmark = pytest.mark.timeout(20)
-
 
 class Shell:
     """A session channel as a client sees it."""

@@ -16,8 +16,6 @@ from tests.support.memory import read_all, send_all
 from tests.support.real_box import real_box
 from tests.support.serving import BOB_KEY, running_box
 
-pytestmark = pytest.mark.timeout(20)
-
 
 async def ask(client, path, name="streamlocal-forward@openssh.com"):
     return (await client.link.global_request(name, StreamlocalForward(path).encode())).success

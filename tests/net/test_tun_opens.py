@@ -16,8 +16,6 @@ from tests.support.memory import linked, make_links
 from tests.support.serving import running_box
 from tests.support.tun import FakeDevice
 
-pytestmark = pytest.mark.timeout(20)
-
 
 class LostDevice(FakeDevice):
     """A device that somebody deletes before it is used."""

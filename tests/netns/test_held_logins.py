@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from netns.lab import Lab
 
-pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 HOLDERS = 200  # silent ones, and as many slow ones
 LOGINS = 5

@@ -139,7 +139,6 @@ def test_our_client_without_those_curves_has_no_failure(two_hosts: Lab, tmp_path
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(120)
 def test_others_log_in_and_work_during_dheat(two_hosts: Lab, tmp_path: Path) -> None:
     """T14. Some who begin key exchanges as fast as they can are refused before most of them."""
     with flooded(two_hosts, tmp_path / "keys") as box:
