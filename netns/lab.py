@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from netns.topologies import Cable, Machine, Topology
 
 PREFIX = "gwlab-"
-COMMAND_TIMEOUT_S = 30
-CARRIER_TIMEOUT_S = 5
-READY_TIMEOUT_S = 20
+COMMAND_TIMEOUT_S = 120
+CARRIER_TIMEOUT_S = 30
+READY_TIMEOUT_S = 60
 BRIDGE = "bridge0"
 CLONE_NEWNET = 0x40000000
 TUN = Path("/dev/net/tun")

@@ -27,7 +27,7 @@ from tests.support.programs import (
 )
 
 SSH = shutil.which("ssh")
-IN_TIME_S = 20.0
+IN_TIME_S = 60.0
 
 
 def gateway(*arguments, **more):

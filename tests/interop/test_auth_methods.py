@@ -369,7 +369,7 @@ def running_asyncssh(keys, *order):
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield ports[0]
     finally:
         loop.call_soon_threadsafe(stop.set)

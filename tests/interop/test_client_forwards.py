@@ -252,7 +252,7 @@ def test_standard_input_that_others_made_non_blocking(far: Far, echo_port: int) 
             os.write(writing, data)
             assert program.stdout.read(len(data)) == data
         os.close(writing)
-        assert program.wait(20) == 0
+        assert program.wait(60) == 0
     os.close(reading)
 
 
@@ -275,7 +275,7 @@ def test_standard_input_stays_open_and_the_target_is_reset(far: Far) -> None:
         program.stdin.write(b"x")
         program.stdin.flush()
         assert program.stdout.read() == b""
-        assert program.wait(20) == 0
+        assert program.wait(60) == 0
 
 
 def test_standard_input_to_where_nobody_listens(far: Far) -> None:
@@ -324,7 +324,7 @@ def test_yes_and_head(far: Far, where: str) -> None:
             )
             assert yes.stdout is not None
             yes.stdout.close()
-            assert yes.wait(10) == -signal.SIGPIPE
+            assert yes.wait(60) == -signal.SIGPIPE
             assert (done.returncode, done.stdout) == (0, b"")
             return
         program = subprocess.Popen(
@@ -334,7 +334,7 @@ def test_yes_and_head(far: Far, where: str) -> None:
             assert program.stdout is not None
             assert program.stdout.read(10) == b"y\n" * 5
             program.stdout.close()
-            assert program.wait(20) == 0
+            assert program.wait(60) == 0
 
 
 # ---- addresses -----------------------------------------------------------------------------------
@@ -624,7 +624,7 @@ def test_a_reset_ends_the_other_side(far: Far, option: str, who: str) -> None:
         sock.sendall(b"?")
         if who == "client":
             reset(sock)
-            assert has_ended.wait(10)
+            assert has_ended.wait(60)
         else:
             with suppress(ConnectionResetError):
                 assert sock.recv(1) == b""

@@ -109,7 +109,7 @@ def test_an_end_of_input_that_never_comes(sshd: Endpoint) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.read() == b"done\n"
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_an_output_that_nobody_reads(sshd: Endpoint) -> None:
@@ -122,7 +122,7 @@ def test_an_output_that_nobody_reads(sshd: Endpoint) -> None:
         assert process.stderr is not None
         assert process.stdout.read(4) == b"y\ny\n"
         process.stdout.close()
-        assert process.wait(20) == 255
+        assert process.wait(60) == 255
         assert b"Traceback" not in process.stderr.read()
 
 

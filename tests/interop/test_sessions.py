@@ -28,7 +28,7 @@ from tests.support.programs import (
     running_sshd,
 )
 
-IN_TIME_S = 30.0
+IN_TIME_S = 60.0
 LARGE = content("sessions", 6_000_000)
 SERVER_OPTIONS = """\
 Subsystem sftp internal-sftp

@@ -69,10 +69,10 @@ def test_every_size(up: Tunnel, kind: Kind, family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packets_are_unfinished_where_both_ends_take_that(up: Tunnel, family: str) -> None:
     """What the other tests of this file rely on: that the pairings are what they are named."""
-    up.client.echo("tcp", FAMILIES[family], BULK, timeout_s=20)
+    up.client.echo("tcp", FAMILIES[family], BULK, timeout_s=60)
     for host, device, _, _ in up.ends:
         before = up.sent(host, device)
-        up.client.echo("tcp", FAMILIES[family], BULK, timeout_s=20)
+        up.client.echo("tcp", FAMILIES[family], BULK, timeout_s=60)
         packets, size = (
             now - then for now, then in zip(up.sent(host, device), before, strict=True)
         )

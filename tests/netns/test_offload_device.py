@@ -190,7 +190,7 @@ def test_the_least_segments_of_tcp(lab: Lab, cable: Cable, mtu: int) -> None:
     usual = mtu - 20 - 20 - TCP_OPTIONS
     sizes: set[int] = set()
     for _ in range(20):
-        lab["client"].echo("tcp", FAR[0], 500_000, timeout_s=20)
+        lab["client"].echo("tcp", FAR[0], 500_000, timeout_s=60)
         cut = filter(lambda said: said.gso_type, map(Said.of, list(cable.records)))
         sizes = {said.gso_size for said in cut}
         if min(sizes) < usual:

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.netns
 
 SIZES = range(1, 9001, 11)
 BULK = 1_000_000
-PATH_S = 20
+PATH_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def test_a_host_that_forwards_nothing(server: Host) -> None:
     for pipe in (shell.stdin, shell.stdout, shell.stderr):
         assert pipe is not None
         pipe.close()
-    shell.wait(20)
+    shell.wait(60)
     remove_device(server, tunnel)
     check_same(state(server), before)
 

@@ -73,7 +73,7 @@ class Talker:
 
     def end(self) -> None:
         self.process.stdin.close()
-        assert self.process.wait(20) == 0
+        assert self.process.wait(60) == 0
         self.process.stdout.close()
 
 

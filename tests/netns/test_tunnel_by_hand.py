@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.netns
 
 WAYS = ("gateway-debian", "gateway-newest", "debian-serve", "newest-serve", "gateway-serve")
-DEVICE_S = 15.0
+DEVICE_S = 60.0
 
 
 @dataclass

@@ -151,7 +151,7 @@ async def test_nonsense_from_a_server(site: Site) -> None:
             assert await server.is_answered("10.1.1.2", "10.1.1.1")
             large = ping_packet("10.1.1.2", "10.1.1.1", bytes(16_381 - 44) + MARKER)
             assert len(await server.answer(large, bytes(16_381 - 44) + MARKER)) == 16_381
-        connect.process.wait(10)
+        connect.process.wait(60)
     said = connect.wait_for_line("packets lost in the tunnel: .*", 5)[0]
     assert lost(said).total() == len(messages)
 

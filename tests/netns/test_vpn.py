@@ -142,7 +142,7 @@ one_of_each = pytest.mark.parametrize("site", ["serve", "debian"], indirect=True
 def test_a_signal_ends_it(site: Site, number: signal.Signals) -> None:
     with site.vpn("--vpn", SUBNETS) as connect:
         connect.process.send_signal(number)
-        assert connect.process.wait(20) == 255
+        assert connect.process.wait(60) == 255
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -86,7 +86,7 @@ def test_a_subnet_answers_and_all_is_undone(number: int, lab: Lab, folder: Path)
                 with site.vpn("--vpn", "10.20.0.0/24"):
                     assert lab["client"].ping("10.20.0.2", 3).received == 3
             server.send_signal(number)
-            server.wait(20)
+            server.wait(60)
             eventually(lambda: is_gone(guardian), "its end")
             assert difference(before, lab["server"].snapshot()) == ""
     if number == signal.SIGTERM:

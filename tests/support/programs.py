@@ -123,10 +123,10 @@ class Program:
         if self._process.poll() is None:
             self._process.terminate()
             try:
-                self._process.wait(5)
+                self._process.wait(30)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.wait(5)
+                self._process.wait(30)
         self._thread.join(5)  # ends with the pipe, which a grandchild may still hold
         if not self._thread.is_alive() and self._process.stdout is not None:
             self._process.stdout.close()
@@ -258,7 +258,7 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._process.kill()
-            self._process.wait(5)
+            self._process.wait(30)
         for descriptor in {self._master, self._slave} - {-1}:
             os.close(descriptor)
 
