@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from netns.lab import Lab, why_unusable
 from netns.topologies import TWO_HOSTS
-from tests.support.flood import PROMISED_S, SAFE_RATE, flooded, told
+from tests.support.audited import PROMISED_S, SAFE_RATE, attacked, told
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         with (
             tempfile.TemporaryDirectory() as folder,
             Lab(TWO_HOSTS) as lab,
-            flooded(lab, Path(folder) / "keys", *served) as box,
+            attacked(lab, Path(folder) / "keys", *served) as box,
         ):
             outcome = box.attack(option, value, arguments.seconds, BEFORE_S)
         print(f"ssh-audit {option} {value}: {told(outcome)}", flush=True)

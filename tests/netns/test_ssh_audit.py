@@ -15,7 +15,7 @@ import pytest
 from ssh_audit.builtin_policies import BUILTIN_POLICIES
 
 from tests.interop.targets import need
-from tests.support.flood import SAFE_RATE, flooded, told
+from tests.support.audited import SAFE_RATE, attacked, told
 from tests.support.programs import GATEWAY, READY_TIMEOUT_S, eventually, make_keys, run_gateway
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def test_our_client_without_those_curves_has_no_failure(two_hosts: Lab, tmp_path
 @pytest.mark.alone
 def test_others_log_in_and_work_during_dheat(two_hosts: Lab, tmp_path: Path) -> None:
     """T14. Some who begin key exchanges as fast as they can are refused before most of them."""
-    with flooded(two_hosts, tmp_path / "keys") as box:
+    with attacked(two_hosts, tmp_path / "keys") as box:
         outcome = box.attack("--dheat", "4", ATTACK_S)
     print(told(outcome))  # noqa: T201 - what was measured, for -rA
     assert outcome.served_per_s < SAFE_RATE

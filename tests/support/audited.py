@@ -58,7 +58,7 @@ class Outcome:
     """The server's share of one."""
 
 
-class Flooded:
+class Attacked:
     """A `gateway serve` in the lab's server, and somebody who is logged in."""
 
     def __init__(self, lab: Lab, server: Child, where: tuple[str, ...]) -> None:
@@ -143,7 +143,7 @@ class Flooded:
 
 
 @contextlib.contextmanager
-def flooded(lab: Lab, folder: Path, *options: str) -> Iterator[Flooded]:
+def attacked(lab: Lab, folder: Path, *options: str) -> Iterator[Attacked]:
     """Serve with these options beside what the defaults are, and have somebody logged in."""
     client, server = lab["client"], lab["server"]
     keys = make_keys(folder)
@@ -163,7 +163,7 @@ def flooded(lab: Lab, folder: Path, *options: str) -> Iterator[Flooded]:
         forward = ("-N", "-L", f"{ECHO_PORT}:127.0.0.1:{target.port}")
         user = client.start(*GATEWAY, "connect", "-v", *forward, *where)
         user.wait_for_line("everything is up", READY_TIMEOUT_S)
-        yield Flooded(lab, serving, where)
+        yield Attacked(lab, serving, where)
 
 
 def told(outcome: Outcome) -> str:
