@@ -27,10 +27,14 @@ proxychains4:proxychains4
 torsocks:torsocks
 '
 
+# missing_packages TABLE
 missing_packages() {
-    echo "$TOOLS" | while IFS=: read -r command packages; do
+    echo "$1" | while IFS=: read -r command packages; do
         [ -z "$command" ] || command -v "$command" >/dev/null || printf '%s ' "$packages"
     done
+}
+
+missing_python() {
     if [ ! -x .venv/bin/python ] && ! python3 -c 'import ensurepip' 2>/dev/null; then
         printf 'python3 python3-venv '
     fi
@@ -56,7 +60,7 @@ apt_install() {
 install_tools() {
     # The list is words.
     # shellcheck disable=SC2046
-    install_packages test $(missing_packages)
+    install_packages test $(missing_packages "$TOOLS") $(missing_python)
 }
 
 # install_packages NAME PACKAGE…: whose messages they are, and what to install.

@@ -186,7 +186,7 @@ def test_a_line_can_be_cut_and_joined_again(lined: Lab) -> None:
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("by_netem", [False], indirect=True)
+@pytest.mark.parametrize("by_netem", [False], ids=["emulator"], indirect=True)
 def test_the_line_of_a_killed_maker_goes_with_its_lab(lined: Lab) -> None:
     """What carries the packets is in one of the hosts, where it is found and ended."""
     pids = ip("netns", "pids", lined["server"].namespace).split()
