@@ -7,7 +7,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 while read -r module; do
-    insmod "/modules/$module"
+    insmod "/modules/$module" || echo "not loaded: $module"
 done </modules/order
 for port in /dev/vport*; do
     ln -s "$port" "/dev/vmrun${port##*p}"
