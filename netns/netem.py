@@ -51,13 +51,14 @@ def shaped(line: Line) -> list[str]:
 
 
 def _stages(line: Line, port: str) -> list[str]:
-    stages = []
-    if line.reorder:  # netem sends this share at once, and the others late
-        stages.append(f"netem limit {UNLIMITED} delay {line.late_ms}ms"
-                      f" reorder {100 * (1 - line.reorder):g}%")  # fmt: skip
     rate = f" rate {line.rate_mbit}mbit" if line.rate_mbit else ""
     loss = f" loss {100 * line.loss:g}%" if line.loss else ""
-    stages.append(f"netem limit {_frames(line)} delay {line.delay_ms}ms{loss}{rate}")
+    stages = [f"netem limit {_frames(line)} delay {line.delay_ms}ms{loss}{rate}"]
+    if (
+        line.reorder
+    ):  # netem sends this share at once, past all stages after it, and the others late
+        stages.append(f"netem limit {UNLIMITED} delay {line.late_ms}ms"
+                      f" reorder {100 * (1 - line.reorder):g}%")  # fmt: skip
     return [
         f"add dev {port} parent {number}:1 handle {number + 1}: {stage}"
         if number

@@ -32,6 +32,6 @@ def test_the_buffer_has_room_for_what_is_under_way_too() -> None:
 
 def test_the_share_that_is_overtaken_is_what_netem_does_not_send_at_once() -> None:
     assert stages(Line(delay_ms=20, reorder=0.005, late_ms=4)) == [
-        "qdisc replace dev PORT root handle 1: netem limit 1000000 delay 4ms reorder 99.5%",
-        "qdisc add dev PORT parent 1:1 handle 2: netem limit 1000000 delay 20ms",
+        "qdisc replace dev PORT root handle 1: netem limit 1000000 delay 20ms",
+        "qdisc add dev PORT parent 1:1 handle 2: netem limit 1000000 delay 4ms reorder 99.5%",
     ]
