@@ -64,8 +64,8 @@ def say(text: str) -> None:
 class Line:
     """A line between client and server; a rate of 0 is none. Its delay is half of a round trip.
 
-    It is `delay.py`'s on this host or, ``of_packets``, `netns.emulator`'s between two: there TCP is
-    end to end, and what finds the buffer full is lost.
+    It is `delay.py`'s on this host or, ``of_packets``, the lab's between two: there TCP is end to
+    end, and what finds the buffer full is lost.
     """
 
     round_trip_ms: float
@@ -82,12 +82,16 @@ class Line:
         return [str(one_way_us), str(round(self.rate_mbit * 1e6)), str(self.buffer_bytes)]
 
     @property
-    def topology(self) -> Topology:
-        """Client and server with this line between them."""
-        line = emulator.Line(
+    def in_lab(self) -> emulator.Line:
+        """The same for a lab."""
+        return emulator.Line(
             self.rate_mbit, self.round_trip_ms / 2, self.buffer_bytes, loss=self.loss
         )
-        return with_line(TWO_HOSTS, "client", "server", line)
+
+    @property
+    def topology(self) -> Topology:
+        """Client and server with this line between them."""
+        return with_line(TWO_HOSTS, "client", "server", self.in_lab)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""wireguard-go, the WireGuard of userspace, between two hosts: a peer of `scripts/bench tun`.
+"""WireGuard between two hosts: in userspace, a peer of `scripts/bench tun`, and in the kernel.
 
-It is Debian's, with the MTU that it chooses by itself, 1420. Both of its ends have a device of
-another name, since the sockets by which wg(8) finds them are files of this machine.
+wireguard-go is Debian's. Both have the MTU that they choose by themselves, 1420. Both ends have a
+device of another name, since the sockets by which wg(8) finds wireguard-go's are files of this
+machine.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class End:
     address: str
 
 
-def why_not() -> str:
-    """Why it cannot be measured here, or ""."""
-    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+def why_not(*programs: str) -> str:
+    """Why it cannot be measured here, or ""; by what ``programs`` it needs, else by all."""
+    missing = [PROGRAMS[program] for program in programs or PROGRAMS if not shutil.which(program)]
     return f"not installed: apt-get install {' '.join(missing)}" if missing else ""
 
 
@@ -49,7 +50,20 @@ def note() -> str:
 
 
 def connect(stack: ExitStack, folder: Path, ends: tuple[End, End]) -> tuple[Program, Program]:
-    """Have a tunnel between two hosts, with addresses; its processes."""
+    """Have a tunnel of wireguard-go between two hosts, with addresses; its processes."""
+    programs = [_start(stack, end) for end in ends]
+    _configure(folder, ends)
+    return programs[0], programs[1]
+
+
+def connect_in_kernel(folder: Path, ends: tuple[End, End]) -> None:
+    """The same by the kernel's own."""
+    for end in ends:
+        _run(end.host, "ip", "link", "add", end.device, "type", "wireguard")
+    _configure(folder, ends)
+
+
+def _configure(folder: Path, ends: tuple[End, End]) -> None:
     keys = {}
     for end in ends:
         secret = _wg("genkey")
@@ -57,7 +71,6 @@ def connect(stack: ExitStack, folder: Path, ends: tuple[End, End]) -> tuple[Prog
         file.touch(mode=0o600)
         file.write_text(secret)
         keys[end.device] = (str(file), _wg("pubkey", data=secret).strip())
-    programs = [_start(stack, end) for end in ends]
     for end, other in (ends, ends[::-1]):
         _run(
             end.host, "wg", "set", end.device, "private-key", keys[end.device][0],
@@ -66,7 +79,6 @@ def connect(stack: ExitStack, folder: Path, ends: tuple[End, End]) -> tuple[Prog
         )  # fmt: skip
         _run(end.host, "ip", "address", "add", f"{end.address}/24", "dev", end.device)
         _run(end.host, "ip", "link", "set", end.device, "up")
-    return programs[0], programs[1]
 
 
 def _start(stack: ExitStack, end: End) -> Program:

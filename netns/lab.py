@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -22,9 +23,10 @@ import time
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
-from netns import echo, emulator, ping, state
+from netns import echo, emulator, netem, ping, state
+from netns.emulator import Line
 from netns.topologies import BASE_SYSCTLS
 from scripts.child import Child
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from netns.emulator import Line
     from netns.topologies import Cable, Machine, Topology
 
 PREFIX = "gwlab-"
@@ -42,7 +43,11 @@ READY_TIMEOUT_S = 60
 BRIDGE = "bridge0"
 CLONE_NEWNET = 0x40000000
 TUN = Path("/dev/net/tun")
-NEEDED = {"ip": "apt-get install iproute2", "nft": "apt-get install nftables"}
+NEEDED = {
+    "ip": "apt-get install iproute2",
+    "tc": "apt-get install iproute2",
+    "nft": "apt-get install nftables",
+}
 
 _numbers = itertools.count(1)
 
@@ -102,6 +107,21 @@ def why_unusable() -> str | None:
 def why_no_lines() -> str | None:
     """Why this machine can have no lab with a line in it, or None."""
     return why_unusable() or (None if TUN.exists() else f"there is no {TUN}")
+
+
+@functools.cache
+def has_netem() -> bool:
+    """Whether this machine's kernel can be a line itself: tried, not guessed."""
+    name = f"{PREFIX}{os.getpid()}-0-netem"
+    probe = NetemCarrier(name, (name, name), ("probe0", "probe1"))
+    try:
+        probe.plug()
+        probe.carry(Line(rate_mbit=1, delay_ms=1, loss=0.1, reorder=0.1))
+    except LabError:
+        return False
+    finally:
+        remove_namespaces(probe.namespace)
+    return True
 
 
 def namespaces(prefix: str) -> list[str]:
@@ -246,14 +266,85 @@ class Host:
             return echo.seen_as(kind, address, timeout_s)
 
 
-class Lab:
-    """A topology that exists while the ``with`` block runs."""
+class Carrier(Protocol):
+    """What is between two devices of hosts and can be a line."""
 
-    def __init__(self, topology: Topology) -> None:
+    def plug(self) -> None:
+        """Make the devices."""
+
+    def carry(self, line: Line) -> None:
+        """Be this line, after nothing or after a cut."""
+
+    def cut(self) -> None:
+        """Carry nothing; harmless when it is so."""
+
+
+@dataclass
+class EmulatorCarrier:
+    """A process of ours between two tap devices; see `netns.emulator`."""
+
+    name: str
+    started: ExitStack
+    namespaces: tuple[str, str]
+    devices: tuple[str, str]
+    process: Child | None = None
+
+    def plug(self) -> None:
+        for namespace, device in zip(self.namespaces, self.devices, strict=True):
+            ip("-n", namespace, "tuntap", "add", device, "mode", "tap")
+
+    def carry(self, line: Line) -> None:
+        command = [sys.executable, "-IS", emulator.__file__]
+        for end in zip(self.namespaces, self.devices, strict=True):
+            command += end
+        command.append(json.dumps(dataclasses.asdict(line)))
+        self.process = self.started.enter_context(Child(f"the line {self.name}", command))
+        self.process.wait_for_line("ready", READY_TIMEOUT_S)
+
+    def cut(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+            self.process = None
+
+
+@dataclass(frozen=True)
+class NetemCarrier:
+    """A namespace of its own between them; see `netns.netem`."""
+
+    namespace: str
+    namespaces: tuple[str, str]
+    devices: tuple[str, str]
+
+    def plug(self) -> None:
+        ip("netns", "add", self.namespace)
+        with inside(self.namespace):
+            for which in ("all", "default"):
+                Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
+        self._batch("ip", netem.plugged(self.namespaces, self.devices))
+
+    def carry(self, line: Line) -> None:
+        self._batch("tc", netem.shaped(line))
+        self._batch("ip", netem.switched("up"))
+
+    def cut(self) -> None:
+        self._batch("ip", netem.switched("down"))
+
+    def _batch(self, program: str, lines: list[str]) -> None:
+        call(program, "-n", self.namespace, "-batch", "-", data="\n".join(lines))
+
+
+class Lab:
+    """A topology that exists while the ``with`` block runs.
+
+    Its lines are the kernel's netem where there is one, else ours, unless ``by_netem`` says which.
+    """
+
+    def __init__(self, topology: Topology, *, by_netem: bool | None = None) -> None:
         self.topology = topology
+        self._by_netem = by_netem
         self.prefix = f"{PREFIX}{os.getpid()}-{next(_numbers)}-"
         self._started = ExitStack()
-        self._carriers: dict[tuple[str, str], Child] = {}
+        self._carriers: dict[tuple[str, str], Carrier] = {}
         self.hosts = {name: self._host(name) for name in topology.hosts}
 
     def __enter__(self) -> Self:
@@ -285,14 +376,13 @@ class Lab:
     def carry(self, left: str, right: str, line: Line) -> None:
         """Let the cable between two hosts, which has a line, have another one, or one again."""
         self.cut(left, right)
-        self._carry(left, right, line)
+        self._carriers[left, right].carry(line)
         for host in (left, right):
             self._wait_until_up(self[host])
 
     def cut(self, left: str, right: str) -> None:
         """End what carries packets between two hosts; their devices have no carrier then."""
-        if carrier := self._carriers.pop((left, right), None):
-            carrier.stop()
+        self._carriers[left, right].cut()
 
     def _host(self, name: str) -> Host:
         addresses = tuple(a.split("/")[0] for e in self.topology.ends(name) for a in e.addresses)
@@ -330,22 +420,21 @@ class Lab:
             peer = ("type", "veth", "peer", "name", cable.right.device, "netns", there)
             ip("-n", here, "link", "add", "name", cable.left.device, *peer)
         else:
-            for end in ends:
-                ip("-n", self[end.host].namespace, "tuntap", "add", end.device, "mode", "tap")
-            self._carry(*cable.hosts, cable.line)
+            carrier = self._carriers[cable.hosts] = self._carrier(cable)
+            carrier.plug()
+            carrier.carry(cable.line)
         for end in ends:
             # An IPv6 address is of use at once, not after a second of looking for twins.
             self[end.host].sysctl(f"net.ipv6.conf.{end.device}.accept_dad", "0")
 
-    def _carry(self, left: str, right: str, line: Line) -> None:
-        [cable] = (cable for cable in self.topology.cables if cable.hosts == (left, right))
-        command = [sys.executable, "-IS", emulator.__file__]
-        for end in (cable.left, cable.right):
-            command += [self[end.host].namespace, end.device]
-        command.append(json.dumps(dataclasses.asdict(line)))
-        carrier = Child(f"the line from {left} to {right}", command)
-        self._carriers[left, right] = self._started.enter_context(carrier)
-        carrier.wait_for_line("ready", READY_TIMEOUT_S)
+    def _carrier(self, cable: Cable) -> Carrier:
+        by_netem = has_netem() if self._by_netem is None else self._by_netem
+        left, right = (self[host].namespace for host in cable.hosts)
+        name = "-".join(cable.hosts)
+        devices = (cable.left.device, cable.right.device)
+        if by_netem:
+            return NetemCarrier(self.prefix + name, (left, right), devices)
+        return EmulatorCarrier(name, self._started, (left, right), devices)
 
     def _bring_up(self, machine: Machine) -> None:
         ends = self.topology.ends(machine.name)

@@ -27,10 +27,14 @@ proxychains4:proxychains4
 torsocks:torsocks
 '
 
+# missing_packages TABLE
 missing_packages() {
-    echo "$TOOLS" | while IFS=: read -r command packages; do
+    echo "$1" | while IFS=: read -r command packages; do
         [ -z "$command" ] || command -v "$command" >/dev/null || printf '%s ' "$packages"
     done
+}
+
+missing_python() {
     if [ ! -x .venv/bin/python ] && ! python3 -c 'import ensurepip' 2>/dev/null; then
         printf 'python3 python3-venv '
     fi
@@ -54,21 +58,30 @@ apt_install() {
 }
 
 install_tools() {
-    packages=$(missing_packages)
+    # The list is words.
+    # shellcheck disable=SC2046
+    install_packages test $(missing_packages "$TOOLS") $(missing_python)
+}
+
+# install_packages NAME PACKAGE…: whose messages they are, and what to install.
+install_packages() {
+    name=$1
+    shift
+    packages=$*
     [ -n "$packages" ] || return 0
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        echo "test: not installed, so some tests will be skipped. To have them all (Debian, Ubuntu):"
+        echo "$name: not installed, so what needs it is left out. To have it all (Debian, Ubuntu):"
         echo "    sudo apt-get install --no-install-recommends $packages"
         return 0
     fi
     had_sshd=no
     ! command -v sshd >/dev/null || had_sshd=yes
     log=$(mktemp)
-    echo "test: installing $packages"
+    echo "$name: installing $packages"
     apt-get update >"$log" 2>&1 || true # an old list may do
     for package in $packages; do
         apt-cache show "$package" >/dev/null 2>&1 || {
-            echo "test: this system has no package $package; tests that need it will be skipped"
+            echo "$name: this system has no package $package; what needs it is left out"
             packages=$(echo "$packages" | tr ' ' '\n' | grep -vxF "$package" | tr '\n' ' ')
         }
     done
@@ -76,7 +89,7 @@ install_tools() {
     # shellcheck disable=SC2086
     if [ -n "${packages% }" ] && ! (apt_install $packages) >>"$log" 2>&1; then
         tail -n 5 "$log"
-        echo "test: apt-get could not install them; tests that need them will be skipped"
+        echo "$name: apt-get could not install them; what needs them is left out"
     fi
     rm -f "$log"
 }

@@ -50,6 +50,15 @@ def own_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a full kernel unless it is asked for; a container's may be any."""
+    if "full_kernel" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("full_kernel")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("full_kernel")]
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name long bytes by their parameter: random ones would give every run other names."""
     return argname if isinstance(val, bytes) and len(val) > 16 else None

@@ -183,7 +183,8 @@ def check_hidden(pid: int) -> None:
 
 
 def test_nobody_else_of_its_user_sees_into_the_server(keys: Keys) -> None:
-    with running(*CHANGE, "sleep", "60") as open_one:
+    with running(*CHANGE, "sh", "-c", "echo changed; exec sleep 60") as open_one:
+        open_one.wait_line("changed")
         assert not as_nobody("cat", f"/proc/{open_one.pid}/environ").returncode, "the control"
     with running_gateway_serve(keys, "--user", NAME) as box:
         check_hidden(box.program.pid)

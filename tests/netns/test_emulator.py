@@ -10,11 +10,13 @@ import pytest
 from netns.emulator import Line, Way
 from netns.lab import Lab, ip, why_no_lines
 from netns.state import difference
-from netns.topologies import TWO_HOSTS, with_line
+from netns.topologies import SLOW, TWO_HOSTS, with_line
 from tests.support.programs import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from netns.lab import Host
 
 HEADER = bytes.fromhex("020000000001 020000000002 0800")
 TO_ALL = b"\xff" * 6 + HEADER[6:]
@@ -111,10 +113,25 @@ def test_hosts_always_find_each_other(header: bytes) -> None:
 # ---- between hosts -------------------------------------------------------------------------------
 
 
+BY = [False, pytest.param(True, marks=pytest.mark.full_kernel)]
+
+
+@pytest.fixture(params=BY, ids=["emulator", "netem"])
+def by_netem(request: pytest.FixtureRequest) -> bool:
+    """Which of the two the line is; netem where the kernel has it."""
+    if reason := why_no_lines():
+        pytest.skip(reason)
+    return bool(request.param)
+
+
 @pytest.mark.netns
 @pytest.mark.alone
-def test_a_slow_line_is_as_long_and_lossy_as_it_was_asked_to_be(slow: Lab) -> None:
-    client, server = slow["client"], slow["server"]
+def test_a_slow_line_is_as_long_and_lossy_as_it_was_asked_to_be(by_netem: bool) -> None:
+    with Lab(SLOW, by_netem=by_netem) as lab:
+        check_a_slow_line(lab["client"], lab["server"])
+
+
+def check_a_slow_line(client: Host, server: Host) -> None:
     for address in (server.ipv4(), server.ipv6()):
         pings = client.ping(address, 300, size=100, interval_s=0.003, timeout_s=0.3)
         assert min(pings.times_ms) >= 40
@@ -126,11 +143,9 @@ def test_a_slow_line_is_as_long_and_lossy_as_it_was_asked_to_be(slow: Lab) -> No
 
 
 @pytest.fixture
-def lined() -> Iterator[Lab]:
+def lined(by_netem: bool) -> Iterator[Lab]:
     """Client and server with nothing but a line between them, which is always free."""
-    if reason := why_no_lines():
-        pytest.skip(reason)
-    with Lab(with_line(TWO_HOSTS, "client", "server", Line())) as lab:
+    with Lab(with_line(TWO_HOSTS, "client", "server", Line()), by_netem=by_netem) as lab:
         yield lab
 
 
@@ -164,7 +179,7 @@ def test_a_line_can_be_cut_and_joined_again(lined: Lab) -> None:
     before = client.snapshot()
     lined.cut("client", "server")
     show_link = ("-n", client.namespace, "link", "show", "eth0")
-    eventually(lambda: "state DOWN" in ip(*show_link), "no carrier")
+    eventually(lambda: "NO-CARRIER" in ip(*show_link), "no carrier")
     assert client.ping(server.ipv4(), timeout_s=0.1).received == 0
     lined.carry("client", "server", Line())
     for address in (server.ipv4(), server.ipv6()):
@@ -173,6 +188,7 @@ def test_a_line_can_be_cut_and_joined_again(lined: Lab) -> None:
 
 
 @pytest.mark.netns
+@pytest.mark.parametrize("by_netem", [False], ids=["emulator"], indirect=True)
 def test_the_line_of_a_killed_maker_goes_with_its_lab(lined: Lab) -> None:
     """What carries the packets is in one of the hosts, where it is found and ended."""
     pids = ip("netns", "pids", lined["server"].namespace).split()

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from netns.lab import Host
 
 GATEWAY = [sys.executable, "-m", "gateway"]
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 60.0 * float(os.environ.get("TEST_PATIENCE", "1"))
+"""TEST_PATIENCE: how many times slower than usual a machine may be, as emulated ones are."""
 USER = getpass.getuser()
 """Whom a stock sshd that was started by us lets in."""
 
