@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CPU: Final = Path("/proc/cpuinfo")
 KVM: Final = Path("/dev/kvm")
 CONFIG: Final = Path("/etc/libvirt/qemu.conf")
 URI: Final = "qemu:///system"
@@ -180,7 +181,7 @@ def _is_running(name: str, pid: int) -> bool:
 
 def kvm_usable() -> bool:
     """Say whether this machine really has hardware virtualisation, as the Vagrantfile does."""
-    flags = re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text())
+    flags = re.search(r"\b(vmx|svm)\b", CPU.read_text())
     return os.access(KVM, os.W_OK) and flags is not None
 
 

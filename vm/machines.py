@@ -22,6 +22,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = ROOT / ".lab"
 BOX: Final = "gateway/debian-12"
 BOX_FILE: Final = CACHE / "debian-12.box"
+LOG: Final = CACHE / "vagrant.log"
 UP_S: Final = 1800
 COMMAND_S: Final = 120
 NAMES: Final = ("client", "jump", "target")
@@ -46,22 +47,25 @@ def environment() -> dict[str, str]:
 
 def vagrant(*arguments: str, timeout_s: float = UP_S) -> str:
     """Run Vagrant to its end; return what it says. Raises `VagrantError`."""
-    with (CACHE / "vagrant.log").open("a") as log:
+    with LOG.open("a+") as log:  # written as it goes, for a person who waits
+        log.write(f"$ vagrant {' '.join(arguments)}\n")
+        log.flush()
+        begin = log.tell()
         done = subprocess.run(
             ["vagrant", "--no-tty", *arguments],
             env=environment(),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
             timeout=timeout_s,
             check=False,
         )
-        log.write(f"$ vagrant {' '.join(arguments)}\n{done.stdout}")
+        log.seek(begin)
+        said = log.read()
     if done.returncode:
-        last = "\n    ".join(done.stdout.strip().splitlines()[-8:])
-        raise VagrantError(f"vagrant {arguments[0]} failed:\n    {last}")
-    return done.stdout
+        last = "\n    ".join(said.strip().splitlines()[-8:])
+        raise VagrantError(f"vagrant {arguments[0]} failed; all of it is in {LOG}:\n    {last}")
+    return said
 
 
 @dataclass(frozen=True)
