@@ -128,12 +128,13 @@ class Machine:
             child.stop()
 
     def says_of_network(self) -> str:
-        """Everything of its network that a VPN changes."""
-        return self.check(
+        """Everything of its network that a VPN changes, but what expires by itself."""
+        said = self.check(
             "sudo sh -c 'ip -br address; ip rule; ip -6 rule; ip route show table all; "
             'ip -6 route show table all | sed "s/ expires [0-9]*sec//"; nft list ruleset; '
             "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding'"
         )
+        return re.sub(r"\n\s*elements = \{[^}]* ct count over [^}]*\}", "", said)
 
 
 def _with_number(command: str, file: str) -> str:
