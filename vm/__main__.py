@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CANNOT_RUN = 3
+BOX_PYTHON = (3, 11)
 
 
 class Report:
@@ -64,6 +66,7 @@ def script(name: str) -> str:
     """Run one of our scripts to its end; return its last line."""
     done = subprocess.run(
         [ROOT / "scripts" / name],
+        env=os.environ | {"PYTHON": sys.executable},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -72,6 +75,15 @@ def script(name: str) -> str:
     if done.returncode:
         raise VagrantError(done.stdout.strip())
     return done.stdout.strip().splitlines()[-1].partition(": ")[2]
+
+
+def check_python() -> None:
+    """Raise `CannotRun` where wheels that are made here would not fit our box."""
+    if environment()["LAB_BOX"] == BOX and sys.version_info[:2] != BOX_PYTHON:
+        raise CannotRun(
+            "the box has Python 3.11, and wheels made by another do not fit it: "
+            "rm -r .venv, then PYTHON=python3.11 scripts/setup"
+        )
 
 
 def up() -> None:
@@ -120,6 +132,7 @@ def main() -> int:
     report = Report()
     try:
         check_tools()
+        check_python()
         needed = ["wheels"]
         if environment()["LAB_BOX"] == BOX and not BOX_FILE.exists():
             needed.insert(0, "build-box")
