@@ -96,6 +96,7 @@ def libvirt(state: Path, *, keep: bool) -> Iterator[None]:
         if started is not None:
             started.save(state)
             started.start()
+            started.save(state)
         yield
     finally:
         if started is not None and not keep:
@@ -124,7 +125,8 @@ class Started:
             kept = cls(**json.loads(state.read_text()))
         except OSError:
             return None
-        return kept if _is_running("libvirtd", kept.pids["libvirtd"]) else None
+        pid = kept.pids.get("libvirtd")
+        return kept if pid and _is_running("libvirtd", pid) else None
 
     def save(self, state: Path) -> None:
         """Write it down, for a run that is killed too."""
