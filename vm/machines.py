@@ -134,6 +134,7 @@ class Machine:
             'ip -6 route show table all | sed "s/ expires [0-9]*sec//"; nft list ruleset; '
             "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding'"
         )
+        said = re.sub(r" packets \d+ bytes \d+", "", said)
         return re.sub(r"\n\s*elements = \{[^}]* ct count over [^}]*\}", "", said)
 
 
