@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 CANNOT_RUN = 3
 BOX_PYTHON = (3, 11)
+_BEGAN = time.time()
 
 
 class Report:
@@ -111,6 +112,8 @@ def parse() -> argparse.Namespace:
 def try_all(report: Report, names: list[str], *, keep: bool) -> None:
     """Make the machines, try the scenarios, and remove them in any case."""
     remove_leftovers()
+    if BOX_FILE.exists() and BOX_FILE.stat().st_mtime > _BEGAN:
+        remove_box()  # one of before, by the name that the new one has
     had_box = box_is_known()
     with contextlib.ExitStack() as stack:
         if not keep:
