@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -15,6 +16,7 @@ from gateway.cli.process import hide_memory
 from gateway.cli.serve_audit import Trail
 from gateway.cli.serve_flags import add_flags, config_from_flags
 from gateway.cli.serve_report import Report
+from gateway.cli.service_manager import ServiceManager
 from gateway.cli.service_user import ServiceUser
 from gateway.cli.terminal import EXIT_FAILURE, Parser, run, say, say_error, start_logging
 from gateway.errors import ConfigError
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
     from gateway import events
     from gateway.config.server_config import ServerConfig, TunnelConfig
+
+
+NOBODY: Final = ServiceManager()
 
 
 class ConfiguredServer:
@@ -145,6 +150,11 @@ def summary(config: ServerConfig) -> list[str]:
     ]
 
 
+def _status(config: ServerConfig) -> str:
+    """Return what `systemctl status` shows of a server that is ready."""
+    return f"serving; users: {len(config.users)}, rules: {len(config.policy.rules)}"
+
+
 def _tunnel_summary(tunnel: TunnelConfig | None) -> str:
     if tunnel is None:
         return "no addresses for a VPN"
@@ -174,25 +184,32 @@ async def serve_until_signal(
     path: Path | None,
     trail: Trail | None = None,
     become: Callable[[], None] = lambda: None,
+    manager: ServiceManager = NOBODY,
 ) -> int:
     """Serve; SIGHUP reads ``path`` again, SIGUSR1 says how many links and
     other things there are, SIGTERM drains, and a second one ends at once.
 
     What happens up to the very end is written into ``trail``. ``become`` changes the user once the
-    server listens; what is written before would be another user's.
+    server listens; what is written before would be another user's. ``manager`` hears how it goes.
     """
+
+    def listening() -> None:
+        become()
+        manager.ready(_status(config))
+
     if trail is None:
-        return await _serve_until_signal(partial(server.run, become), server, config, path, None)
+        serve = partial(server.run, listening)
+        return await _serve_until_signal(serve, server, config, path, None, manager)
     reason = "an error"
     async with trio.open_nursery() as nursery:
 
         def ready() -> None:
-            become()
+            listening()
             nursery.start_soon(trail.run)
 
         try:
             serve = partial(server.run, ready)
-            status = await _serve_until_signal(serve, server, config, path, trail)
+            status = await _serve_until_signal(serve, server, config, path, trail, manager)
             reason = "SIGTERM"
         finally:
             is_cancelled = trio.current_effective_deadline() == -inf
@@ -206,11 +223,13 @@ async def _serve_until_signal(
     config: ServerConfig,
     path: Path | None,
     trail: Trail | None,
+    manager: ServiceManager,
 ) -> int:
     numbers = [signal.SIGTERM, signal.SIGUSR1, *([signal.SIGHUP] if path else [])]
     with trio.open_signal_receiver(*numbers) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
+            nursery.start_soon(manager.keep_alive)
             async for number in signals:
                 if number == signal.SIGUSR1:
                     counts = (f"{name} {count}" for name, count in server.gauges().items())
@@ -218,7 +237,10 @@ async def _serve_until_signal(
                 elif number == signal.SIGTERM or path is None:
                     break
                 else:
+                    manager.reloading()
                     config = _reload(server, config, path, trail)
+                    manager.ready(_status(config))
+            manager.stopping("waiting for open channels to end")
             if trail is not None:
                 trail.ending()
             await _drain(server, config.limits.drain_s, signals)
@@ -263,6 +285,7 @@ async def _drain(server: Running, deadline_s: float, signals: AsyncIterator[int]
 def run_serve(arguments: list[str]) -> int:
     """Run the command; return its exit status."""
     hide_memory()
+    manager = ServiceManager.of(os.environ)
     try:
         parsed = _parse(arguments)
         start_logging((logging.WARNING, logging.INFO, logging.DEBUG)[min(parsed.verbose, 2)])
@@ -290,7 +313,7 @@ def run_serve(arguments: list[str]) -> int:
         server = ConfiguredServer(config, partial(_report_to, trail, Report()), trail.refuses_new)
     try:
         return run(
-            partial(serve_until_signal, server, config, parsed.config, trail, user.become),
+            partial(serve_until_signal, server, config, parsed.config, trail, user.become, manager),
             after_signal=0,
         )
     finally:

@@ -68,7 +68,9 @@ def _check_permissions(path: Path, status: os.stat_result, forbidden: int, what:
             where=where,
             remedy=f"chown {os.getuid()} {path}",
         )
-    if status.st_mode & forbidden:
+    # Only with this may we read what is root's, if we are not: as its group, or by an ACL.
+    ours = 0 if status.st_uid == os.getuid() else stat.S_IRGRP
+    if status.st_mode & forbidden & ~ours:
         may = "read or write" if forbidden == PRIVATE else "write"
         mode = "600" if forbidden == PRIVATE else "go-w"
         raise ConfigError(

@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
@@ -44,7 +45,6 @@ from gateway.ssh.keys import PrivateKey, rsa_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from gateway.config.toml_lines import Location
 
@@ -225,10 +225,11 @@ class _Reader:
             if kept and number >= len(kept):
                 self._problems.warn(location, "a key more, which is read after a restart")
                 break
+            path = self._host_key_path(name)
             try:
-                key = kept[number] if kept else _read_host_key(self._folder / name)
+                key = kept[number] if kept else _read_host_key(path)
                 if strict:
-                    _check_strength(key, self._folder / name)
+                    _check_strength(key, path)
             except ConfigError as error:
                 self._problems.add_error(location, error)
                 continue
@@ -238,6 +239,13 @@ class _Reader:
                 )
             keys.append(key)
         return keys
+
+    def _host_key_path(self, name: str) -> Path:
+        """Prefer what systemd hands to a service that is not root (LoadCredential=)."""
+        credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+        if credentials and Path(name).name == name and (Path(credentials) / name).exists():
+            return Path(credentials) / name
+        return self._folder / name
 
     def _run_as(self) -> str | None:
         if self._file.user is not None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -293,7 +294,8 @@ class Link:
         asked_s = congested_since_s = None
         while True:
             now_s = trio.current_time()
-            self._nap = trio.CancelScope(deadline=now_s + interval_s)
+            lost_s = self._heard_s + self._alive_deadline_s if self._alive else inf
+            self._nap = trio.CancelScope(deadline=min(now_s + interval_s, lost_s))
             self.on_tick(now_s)
             with self._nap:
                 await trio.sleep_forever()
@@ -314,7 +316,7 @@ class Link:
                     return
             silent_s = now_s - self._heard_s
             if self._alive:
-                if silent_s >= self._alive_deadline_s:
+                if now_s >= self._heard_s + self._alive_deadline_s:
                     self._fail(
                         ConnectionLost(
                             f"connection to {self.carrier.name} lost: "

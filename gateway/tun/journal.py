@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDER: Final = Path("/run/gateway")
-FOLDER_VARIABLE: Final = "GATEWAY_RUN_DIR"  # another folder than FOLDER, for tests
+FOLDER_VARIABLE: Final = "GATEWAY_RUN_DIR"  # another folder: that of a service that is not root
 SUFFIX: Final = ".journal"
 FORMAT: Final = 1
 LOCK_POLL_S: Final = 0.02

@@ -15,6 +15,7 @@ import trio
 
 from gateway.cli.explain import run_explain
 from gateway.cli.serve import run_serve, serve_until_signal, summary
+from gateway.cli.service_manager import ServiceManager
 from gateway.config.gateway_toml import read_gateway_toml
 from gateway.config.server_config import ServerConfig, TunnelConfig
 from gateway.config.toml_shape import Authority, File, Rule, Tunnel, User
@@ -436,3 +437,52 @@ async def test_sighup_applies_what_was_read(
     said = capsys.readouterr().err
     assert f"warning: {path}: listen: changed, and kept as before until a restart\n" in said
     assert f"gateway: {path}: read again\n" in said
+
+
+class Told(ServiceManager):
+    """A service manager that notes beside what the server does."""
+
+    def __init__(self, server: Remembering) -> None:
+        super().__init__()
+        self._server = server
+
+    def ready(self, status: str) -> None:
+        """All is set up."""
+        self._server.note(f"ready, {status}")
+
+    def reloading(self) -> None:
+        """The configuration is read again."""
+        self._server.note("reloading")
+
+    def stopping(self, status: str) -> None:
+        """The end has begun."""
+        self._server.note("stopping")
+
+
+async def test_the_service_manager_hears_each_change(
+    server: Remembering, config: ServerConfig, home: Path
+) -> None:
+    path = home / "box" / "gateway.toml"
+    manager = Told(server)
+
+    def become() -> None:
+        server.note("another user")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_until_signal, server, config, path, None, become, manager)
+        await server.until(3)
+        path.write_text(path.read_text() + "[limits]\ndrain_s = 0\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await server.until(6)
+        path.write_text("nonsense")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await server.until(8)
+        os.kill(os.getpid(), signal.SIGTERM)
+    ready = "ready, serving; users: 1, rules: 1"
+    applied = server.told.pop(4)
+    assert isinstance(applied, ServerConfig)
+    assert server.told == [
+        "another user", ready, "run", "reloading", ready,
+        "reloading", ready,  # with what it had
+        "stopping", ("drain", 0), "drained",
+    ]  # fmt: skip

@@ -58,6 +58,20 @@ async def test_a_silent_peer_is_found_dead_after_three_intervals(autojump_clock)
         )
 
 
+async def test_its_deadline_is_not_that_of_the_next_look_at_the_clock(autojump_clock):
+    """README's 45 s were 50 for a peer that fell silent just after we had looked."""
+    links = make_links(alive_interval_s=15)
+    async with linked(links):
+        await trio.sleep(WATCH_INTERVAL_S * 1.1)
+        links.server.protocol.outbound.append(messages.Ignore(b"").encode())
+        links.server.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        freeze(links)
+        heard_s = trio.current_time()
+        await links.link.ended.wait()
+        assert trio.current_time() - heard_s == pytest.approx(45)
+
+
 async def test_an_idle_peer_that_answers_lives_for_ever(autojump_clock):
     links = make_links(alive_interval_s=15)
     async with linked(links):

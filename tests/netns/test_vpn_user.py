@@ -1,4 +1,4 @@
-"""A server for VPNs that goes on as an ordinary user: its guardian stays root's and undoes all."""
+"""A server for VPNs as an ordinary user, from the start or later: its guardian undoes all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from netns.state import difference
 from tests.support import vpn
-from tests.support.ordinary import NAME, USER, use_readable_gateway
+from tests.support.ordinary import CHANGE, NAME, USER, use_readable_gateway
 from tests.support.programs import eventually
 from tests.support.vpn import guardian_of, is_gone, running_site, with_tun_node
 
@@ -59,16 +59,27 @@ def lab(routed: Lab) -> Lab:
     return routed
 
 
+make_keys = vpn.make_keys
+
+
+def readable_keys(path: Path) -> vpn.Keys:
+    """Keys of which that user may read who logs in."""
+    keys = make_keys(path)
+    keys.authorized.chmod(0o644)
+    return keys
+
+
+def keys_of_roots_for_the_user(path: Path) -> vpn.Keys:
+    """The same, and the host key as systemd's LoadCredential= would hand it to a service."""
+    keys = readable_keys(path)
+    os.chown(keys.host, 0, USER.pw_gid)
+    keys.host.chmod(0o440)
+    return keys
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_subnet_answers_and_all_is_undone(number: int, lab: Lab, folder: Path) -> None:
     before = lab["server"].snapshot()
-    make_keys = vpn.make_keys
-
-    def readable_keys(path: Path) -> vpn.Keys:
-        keys = make_keys(path)
-        keys.authorized.chmod(0o644)
-        return keys
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vpn, "make_keys", readable_keys)
         with running_site("serve", lab, folder, EXTRA) as site:
@@ -93,3 +104,32 @@ def test_a_subnet_answers_and_all_is_undone(number: int, lab: Lab, folder: Path)
         leases = folder / "state" / "leases.json"
         assert json.loads(leases.read_text()) == {"assignments": [["root", 0, 2]]}
         assert leases.stat().st_uid == USER.pw_uid
+
+
+def test_a_server_that_never_was_root(lab: Lab, folder: Path) -> None:
+    """As the unit of systemd starts it: with one ambient capability, which the guardian has too."""
+    before = lab["server"].snapshot()
+    (folder / "run").mkdir(mode=0o700)
+    os.chown(folder / "run", USER.pw_uid, USER.pw_gid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vpn, "make_keys", keys_of_roots_for_the_user)
+        only = "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin"
+        change = ["setpriv", *CHANGE[1:-1], "--no-new-privs", *only, "--ambient-caps=+net_admin"]
+        roots = vpn.GATEWAY
+        prefix = with_tun_node("666", *change, "env", f"GATEWAY_RUN_DIR={folder}/run")
+        patch.setattr(vpn, "GATEWAY", [*prefix, *roots[len(with_tun_node("666")) :]])
+        with running_site("serve", lab, folder, EXTRA) as site:
+            patch.setattr(vpn, "GATEWAY", roots)
+            server = site.process.process
+            guardian = guardian_of(site.process)
+            for pid in (server.pid, guardian):
+                status = Path(f"/proc/{pid}/status").read_text()
+                assert f"\nUid:\t{USER.pw_uid}\t" in status
+                assert int(re.search(r"\nCapEff:\t(\w+)\n", status)[1], 16) == CAP_NET_ADMIN
+            with site.vpn("--vpn", "10.20.0.0/24"):
+                assert lab["client"].ping("10.20.0.2", 3).received == 3
+            server.kill()
+            server.wait(20)
+            eventually(lambda: is_gone(guardian), "its end")
+            assert difference(before, lab["server"].snapshot()) == ""
+            assert not list((folder / "run").glob("*.journal"))

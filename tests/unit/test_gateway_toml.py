@@ -491,6 +491,40 @@ def test_files_that_others_may_change(
     assert read_gateway_toml(path).users["alice"].keys.entries[0].key == ALICE
 
 
+def test_a_credential_of_systemd_comes_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoadCredential= of the unit: the file beside the configuration stays root's."""
+    path = write(tmp_path, BASE)
+    handed = tmp_path / "handed"
+    handed.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(handed))
+    assert read_gateway_toml(path).host_keys[0].public == HOST_KEY.public
+    other = PrivateKey.generate(lambda length: b"o" * length)
+    (handed / "host").touch(mode=0o600)
+    (handed / "host").write_bytes(encode_private_key_file(other))
+    assert read_gateway_toml(path).host_keys[0].public == other.public
+    path.write_text(path.read_text().replace('"host"', f'"{tmp_path}/host"'))
+    assert read_gateway_toml(path).host_keys[0].public == HOST_KEY.public, "a path is a path"
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_taken"),
+    [(0o400, True), (0o440, True), (0o444, False), (0o460, False), (0o404, False)],
+)
+def test_a_secret_of_roots_that_our_group_may_read(
+    monkeypatch: pytest.MonkeyPatch, mode: int, is_taken: bool
+) -> None:
+    """As systemd hands it to a service: an entry of an ACL looks like the group's right."""
+    status = os.stat_result((stat.S_IFREG | mode, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr("gateway.config.checked_files.os.getuid", lambda: 1000)
+    if is_taken:
+        _check_permissions(Path("x"), status, PRIVATE, "the host key")
+    else:
+        with pytest.raises(ConfigError, match=f"others may read or write .*mode {mode:04o}"):
+            _check_permissions(Path("x"), status, PRIVATE, "the host key")
+
+
 def test_a_folder_in_which_others_may_replace_files(tmp_path: Path) -> None:
     path = write(tmp_path, BASE)
     tmp_path.chmod(0o777)
