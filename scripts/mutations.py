@@ -251,7 +251,7 @@ MUTATIONS = (
     ), "unit/test_authorized_keys::a_key_whose_first_line_cannot_be_honoured_stays_useless"),
     _row("F", "T86", (
         "config/checked_files.py",
-        "if status.st_mode & forbidden:",
+        "if status.st_mode & forbidden & ~ours:",
         "if status.st_mode & forbidden == forbidden:",
     ), """unit/test_serve_flags::keys_that_others_may_change
           unit/test_gateway_toml::files_that_others_may_change"""),
