@@ -355,7 +355,7 @@ def test_a_port_is_not_shadowed(site: Site, lab: Lab) -> None:
         with listener, udp, site.client.inside():
             there = listener.getsockname()
             udp.bind(there)
-            udp.settimeout(5)
+            udp.settimeout(30)
             for _ in range(20):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
                     ours.bind(("", PORT))
@@ -363,7 +363,7 @@ def test_a_port_is_not_shadowed(site: Site, lab: Lab) -> None:
                     assert udp.recvfrom(100)[1][1] != PORT
             with socket.socket() as ours:
                 ours.bind(("", PORT))
-                ours.settimeout(5)
+                ours.settimeout(30)
                 ours.connect(there)
                 with listener.accept()[0] as accepted:
                     assert accepted.getpeername()[1] != PORT
@@ -378,7 +378,7 @@ def banner(host: Host, source: tuple[str, int]) -> bytes:
     with sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(source)
-        sock.settimeout(5)
+        sock.settimeout(30)
         sock.connect(("10.20.0.1", PORT))
         return sock.recv(15)
 
@@ -398,7 +398,7 @@ async def test_one_client_with_too_many_flows(site: Site) -> None:
             for ours, theirs in zip((bob.ipv4, bob.ipv6), TARGET, strict=True):
                 assert await bob.is_answered(ours, theirs), "others go on"
         first, *others = sockets
-        first.settimeout(5)
+        first.settimeout(30)
         assert first.recv(100) == b"a flow"
         first.send(b"again")
         assert first.recv(100) == b"again", "and so does what there is"

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 ICMP: Final = 1
 ICMPV6: Final = 58
 ETH_P_ALL: Final = 3
-ROOM_S: Final = 20
+ROOM_S: Final = 60
+AGAIN_S: Final = 3
 _numbers = itertools.count(1)
 
 
@@ -124,13 +125,18 @@ class HostileEnd:
         await trio.sleep(0)
 
     async def answer(self, packet: bytes, marker: bytes) -> bytes:
-        """Send a packet and return what comes with ``marker`` in it."""
-        await self.send(framed(packet))
+        """Send a packet and return what comes with ``marker`` in it.
+
+        Again every AGAIN_S: whoever carries packets may lose one.
+        """
         with trio.fail_after(ROOM_S):
-            while not (found := [one for one in self.received if marker in one]):
-                self._came = trio.Event()
-                await self._came.wait()
-        return found[0]
+            while True:
+                await self.send(framed(packet))
+                with trio.move_on_after(AGAIN_S):
+                    while not (found := [one for one in self.received if marker in one]):
+                        self._came = trio.Event()
+                        await self._came.wait()
+                    return found[0]
 
     async def is_answered(self, source: str, destination: str) -> bool:
         """Ping and wait for the reply: all that was sent before has been looked at then."""
