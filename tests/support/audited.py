@@ -35,6 +35,11 @@ PORT, ECHO_PORT = 2222, 8022  # in hosts of which nobody else knows
 ATTACKS_WITHIN_S: Final = 60.0  # it starts as many programs as it has sockets
 PAUSE_S: Final = 0.005  # between two echoes
 PROMISED_S: Final = 2.0  # for a login of somebody else
+# As in a terminal, also where we are something in the background, which ignores SIGINT.
+INTERRUPTIBLE: Final = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('ssh_audit', run_name='__main__')"
+)
 _ESCAPE = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _RATES = re.compile(r"TCP SYNs/sec: ([\d,.]+).*Compl\. conns/sec: ([\d,.]+)")
 
@@ -121,7 +126,7 @@ class Attacked:
     @contextlib.contextmanager
     def _attacking(self, option: str, value: str, outcome: Outcome) -> Iterator[None]:
         """Run ssh-audit, as something that leaves the processors to others."""
-        audit = ("nice", "-n", "5", sys.executable, "-u", "-m", "ssh_audit", "--no-colors")
+        audit = ("nice", "-n", "5", sys.executable, "-u", "-c", INTERRUPTIBLE, "--no-colors")
         where = ("-p", str(PORT), self._lab["server"].ipv4())
         one_line = {**os.environ, "SHELL": "/bin/sh"}  # of figures, as no bash is there
         attacker = self._lab["client"].start(*audit, option, value, *where, env=one_line)
