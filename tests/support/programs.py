@@ -124,7 +124,7 @@ class Program:
         if self._process.poll() is None:
             self._process.terminate()
             try:
-                self._process.wait(30)
+                self._process.wait(5)  # ssh may miss a SIGTERM that comes just before its poll
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait(30)
