@@ -542,10 +542,10 @@ def test_a_target_that_nobody_serves(far: Far) -> None:
     local, remote, closed = (free_port() for _ in range(3))
     forwards = ("-L", f"{local}:{HERE}:{closed}", "-R", f"{remote}:{HERE}:{closed}")
     with far.connected(*forwards) as program:
-        with dialled(local) as sock, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), dialled(local) as sock:
             sock.recv(1)
         program.wait_line(rf"-L {local}:.* for 127.0.0.1 port \d+: Connection refused")
-        with dialled(remote) as sock, suppress(ConnectionResetError):
+        with suppress(ConnectionResetError), dialled(remote) as sock:
             assert sock.recv(1) == b""
         program.wait_line(rf"-R {remote}:.* for .* port \d+: cannot connect: Connection refused")
 
