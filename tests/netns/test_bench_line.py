@@ -32,7 +32,7 @@ def test_a_round_trip_takes_the_delay_and_a_transfer_the_rate():
             with Client(task, *command, namespace=near.namespace) as client:
                 return client.finish()
 
-        assert 40 <= min(ask("echo", count=10)["µs"]) / 1000 < 60
+        assert min(ask("echo", count=10)["µs"]) / 1000 == pytest.approx(40, abs=2)
         for direction in ("get", "put"):
             [count] = ask(f"bulk {direction}", seconds=3)["bytes"]
-            assert 0.5 * 2.5e6 < count / 3 < 2.5e6  # headers, losses, the first round trips
+            assert 0.85 * 2.5e6 < count / 3 < 2.5e6  # headers, losses, the first round trips
