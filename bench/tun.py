@@ -13,11 +13,12 @@ import getpass
 import json
 import os
 import re
+import sys
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench import wireguard
+from bench import bare_tunnel, wireguard
 from bench.figures import (
     AT_LEAST,
     AT_MOST,
@@ -69,7 +70,7 @@ PING_GAP_S = 0.01
 LINE_PING_GAP_S = 0.05
 LINE_SETTLES_S = 3
 SSH, STOCK, OURS = "ssh -w → sshd", "connect -w → sshd", "connect -w → serve"
-BARE, WIREGUARD = "no tunnel", "wireguard-go"
+BARE, WIREGUARD, PYTHON = "no tunnel", "wireguard-go", "Python without SSH"
 SLOW = Line(round_trip_ms=40, rate_mbit=20, buffer_bytes=256 << 10, of_packets=True)
 LOSSY = Line(round_trip_ms=40, rate_mbit=0, buffer_bytes=256 << 20, of_packets=True, loss=0.01)
 UDP_SIZES = (1200, 64)
@@ -107,6 +108,10 @@ def specs_and_limit(bed: Bed) -> list[Spec]:
     return found
 
 
+def specs_and_least(bed: Bed) -> list[Spec]:
+    return [*specs(bed), Spec(PYTHON, "", "", "", SSH, starter=start_bare_tunnel)]
+
+
 def start_bare(stack: ExitStack, _bed: Bed, spec: Spec) -> Case:
     """Two hosts with the tunnel's addresses on their cable; the processes are this one."""
     lab = start_hosts(stack, spec)
@@ -114,6 +119,21 @@ def start_bare(stack: ExitStack, _bed: Bed, spec: Spec) -> Case:
         configure(host, f"address add {own}/24 dev eth0")
     lab["client"].ping(FAR, 5)
     return Case(spec, 0, os.getpid(), os.getpid(), lab=lab)
+
+
+def start_bare_tunnel(stack: ExitStack, _bed: Bed, spec: Spec) -> Case:
+    lab = start_hosts(stack, spec)
+    near, far = lab["client"], lab["server"]
+    command, host = [sys.executable, str(bare_tunnel.__file__)], far.ipv4()
+    with far.inside():
+        server = stack.enter_context(running(*command, "listen", host, DEVICE))
+    port = server.wait_line(r"listening on (\d+)", READY_TIMEOUT_S)[1]
+    with near.inside():
+        client = stack.enter_context(running(*command, "connect", host, port, DEVICE))
+    for program in (server, client):
+        program.wait_line("carrying", READY_TIMEOUT_S)
+    configure_ends(lab)
+    return Case(spec, 0, client.pid, server.pid, lab=lab)
 
 
 def start_wireguard(stack: ExitStack, bed: Bed, spec: Spec) -> Case:
@@ -155,11 +175,16 @@ def start_tunnel(stack: ExitStack, bed: Bed, spec: Spec) -> Case:
         )  # fmt: skip
     for host in (near, far):
         await_device(host, client)
+    configure_ends(lab)
+    return Case(spec, 0, client.pid, server.program.pid, server, near.namespace, lab)
+
+
+def configure_ends(lab: Lab) -> None:
+    near, far = lab["client"], lab["server"]
     for host, own, other in ((near, NEAR, FAR), (far, FAR, NEAR)):
         configure(host, f"address add {own} peer {other} dev {DEVICE}")
         configure(host, f"link set dev {DEVICE} up")
     near.ping(FAR, 5)
-    return Case(spec, 0, client.pid, server.program.pid, server, near.namespace, lab)
 
 
 def await_device(host: Host, client: Program) -> None:
@@ -307,7 +332,7 @@ COMMAND = Command(
         *(Part(f"tcp {word}", specs_and_limit, partial(measure_tcp, direction=direction))
           for direction, word in DIRECTIONS.items()),
         *(Part(f"udp {size}", specs, partial(measure_udp, size=size)) for size in UDP_SIZES),
-        Part("ping", specs, measure_ping),
+        Part("ping", specs_and_least, measure_ping),
         *(Part(f"slow {word}", partial(specs_of_line, SLOW),
                partial(measure_ping_beside_tcp, direction=direction))
           for direction, word in DIRECTIONS.items()),

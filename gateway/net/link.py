@@ -240,13 +240,13 @@ class Link:
             inbound.idle()
             self._may_have_input = False
             return False
-        if length < SMALL_BATCH:
-            self._acknowledge()
         self._heard_s = self._current_time()
         protocol.received(length, self._heard_s)
         self._end_batch()
         self.dispatch()
         self.flush()
+        if length < SMALL_BATCH:
+            self._acknowledge()
         messages = inbound.sequence_number - before  # negative behind NEWKEYS, which is few
         is_full = length == len(space)
         if messages > MANY_MESSAGES:
@@ -342,15 +342,19 @@ class Link:
 
     def flush(self) -> None:
         """Send what the outbound buffer holds, as far as the carrier takes it now."""
-        protocol, outbound = self.protocol, self.protocol.outbound
         if self._carrier_is_full:
             return
-        if outbound.data_to_send() is None and protocol.connection.may_send_bulk:
+        protocol, outbound = self.protocol, self.protocol.outbound
+        data = outbound.data_to_send()
+        if data is None and protocol.connection.may_send_bulk:
             return
-        protocol.transport.rekey_if_due(self._heard_s)
-        if protocol.transport.phase is Phase.CONNECTION:
-            protocol.connection.probe_if_due(self._current_time())
         try:
+            while data is not None:
+                outbound.data_sent(self.carrier.send(data))
+                data = outbound.data_to_send()
+            protocol.transport.rekey_if_due(self._heard_s)
+            if protocol.transport.phase is Phase.CONNECTION:
+                protocol.connection.probe_if_due(self._current_time())
             while (data := outbound.data_to_send()) is not None:
                 outbound.data_sent(self.carrier.send(data))
         except BlockingIOError:
@@ -397,11 +401,12 @@ class Link:
     def bulk_limit(self) -> int:
         """How many bytes the path takes now from one that sends much; a turn, if others wait."""
         meter = self.protocol.connection.meter
-        limit = min(meter.send_until - self.protocol.outbound.data_total, meter.send_step)
-        if others := self.turns.bulk_count:
-            share = min(meter.target_out // (others + 1), SMALL_TURN)
+        limit, step = meter.send_until - self.protocol.outbound.data_total, meter.send_step
+        limit = min(limit, step)
+        if self.turns.bulk:
+            share = min(meter.target_out // (len(self.turns.bulk) + 1), SMALL_TURN)
             limit = min(limit, max(meter.target_out // TURNS, share), LARGEST_TURN)
-        return max(limit, 0)
+        return max(0, limit)
 
     def close(self, reason: str = "closed by us") -> None:
         """End the link; ``run`` returns soon after."""

@@ -7,11 +7,11 @@ batch that it receives. So the sockets on the hot path are registered, once and 
 an epoll instance of our own, and what happens on them is handled by functions that never wait.
 
 One system task runs the rounds and waits in epoll directly: a wake through trio costs more than all
-that a small packet needs. Trio's own instance is watched by ours, and at rest we wait no longer
-than for trio's next timer (`_Trio`). Trio gets its turn when either says so, before every wait if a
-handler has made a task runnable (an `Instrument` sees that), and every TURN_S under load. Where
-trio has other insides than we know, the clock is not the real one, or a test waits until all tasks
-are blocked, the task waits in trio for our instance instead, from then on.
+that a small packet needs. Trio's own instance is watched by ours, and we wait no longer than for
+trio's next timer (`_Trio`). Trio gets its turn when either says so, before every wait if a handler
+has made a task runnable (an `Instrument` sees that), and every TURN_S if there is always something
+to do. Where trio has other insides than we know, the clock is not the real one, or a test waits
+until all tasks are blocked, the task waits in trio for our instance instead, from then on.
 
 Edge-triggered means (epoll(7)): after an event, read until `BlockingIOError` or a short read. A
 short read is the end only if the event had not said that the peer hung up, for then the end of the
@@ -64,6 +64,9 @@ class Poller:
         self._fresh: set[int] = set()
         self._again: dict[Callable[[], None], None] = {}  # in their order, each once
         self._at_rest: list[Callable[[], None]] = []
+        self.was_at_rest = False
+        """Whether nothing had happened for LINGER_S before this round. Who has one thing to do then
+        does it before looking for the next: somebody may wait for that one."""
         self._sleep: trio.CancelScope | None = None
         self._runnable = _Runnable()
         self._trio = _Trio(self)
@@ -153,17 +156,20 @@ class Poller:
         runnable, of_trio = self._runnable.tasks, self._trio
         next_turn_s = time.monotonic() + TURN_S
         while True:
-            busy = self._again or runnable
-            ready = self._epoll.poll(0 if busy else LINGER_S, EVENTS_AT_ONCE)
-            if not ready and not busy:
-                self._come_to_rest()
-                if of_trio.waits_itself():
-                    return
-                rest_s = 0 if self._again else of_trio.rest_s()
-                ready = self._epoll.poll(rest_s, EVENTS_AT_ONCE)
-                next_turn_s = time.monotonic() + (TURN_S if ready else 0)
+            if self._again or runnable:
+                ready, now_s = self._epoll.poll(0, EVENTS_AT_ONCE), time.monotonic()
+                self.was_at_rest = False
+            else:
+                rest_s, before_s = of_trio.rest_s(), time.monotonic()
+                wait_s = LINGER_S if self._at_rest else rest_s
+                ready, now_s = self._epoll.poll(wait_s, EVENTS_AT_ONCE), time.monotonic()
+                self.was_at_rest = now_s - before_s > LINGER_S
+                next_turn_s = min(before_s + rest_s, now_s + TURN_S)
+                if not ready:
+                    self._come_to_rest()
+                    if not of_trio.is_known:
+                        return
             self._handle(ready)
-            now_s = time.monotonic()
             if of_trio.is_due or runnable or now_s >= next_turn_s:
                 of_trio.is_due = False
                 await trio.lowlevel.checkpoint()
@@ -201,32 +207,36 @@ class _Trio:
 
     def __init__(self, poller: Poller) -> None:
         self.is_due = False
+        self.is_known = False
         self._poller = poller
-        self._fd = -1
-        self._runner: Any = None
         try:
-            runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001 - see above
-            fd, _ = runner.io_manager._epoll.fileno(), runner.waiting_for_idle  # noqa: SLF001
+            runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner  # noqa: SLF001 - see above
+            self._fd, _ = runner.io_manager._epoll.fileno(), runner.waiting_for_idle  # noqa: SLF001
+            self._next_deadline = runner.deadlines.next_deadline
         except AttributeError:
             return
-        if type(trio.lowlevel.current_clock()).__name__ == "SystemClock":
-            self._fd, self._runner = fd, runner
-            poller.watch_level(fd, self._ready)
+        clock = trio.lowlevel.current_clock()
+        if type(clock).__name__ == "SystemClock":
+            self.is_known = True
+            self._runner, self._current_time = runner, clock.current_time
+            poller.watch_level(self._fd, self._ready)
 
     def _ready(self, _event: int) -> None:
         self.is_due = True
 
-    def waits_itself(self) -> bool:
-        """Whether trio has to wait, since we do not know what it waits for; then for good."""
-        if self._runner is not None and self._runner.waiting_for_idle:
-            self._runner = None
-            self._poller.forget(self._fd)  # neither instance may be in the other
-        return self._runner is None
-
     def rest_s(self) -> float:
-        """For how long trio needs no turn, unless something happens there."""
-        next_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        return min(max(next_s, LINGER_S), REST_S)
+        """For how long trio needs no turn, unless something happens there.
+
+        Not at all, and ``is_known`` is false, where trio has to wait, since we do not know what it
+        waits for; then for good.
+        """
+        if self.is_known and self._runner.waiting_for_idle:
+            self.is_known = False
+            self._poller.forget(self._fd)  # neither instance may be in the other
+        if not self.is_known:
+            return 0.0
+        next_s: float = self._next_deadline() - self._current_time()
+        return min(max(next_s, 0.0), REST_S)
 
 
 class _Runnable(trio.abc.Instrument):

@@ -159,7 +159,7 @@ class Relay:
         """Something that was missing is there: input or credit. Nobody overtakes those who wait."""
         if self._waits_for_turn:
             return
-        if self._is_bulk and self._link.turns.bulk_count:
+        if self._is_bulk and self._link.turns.bulk:
             self._wait_for_turn()
         else:
             self._send_batches()
@@ -178,7 +178,7 @@ class Relay:
             if not rooms:
                 return
             self._send_batch(rooms)
-            if self._is_bulk and link.turns.bulk_count:
+            if self._is_bulk and link.turns.bulk:
                 self._wait_for_turn()
                 return  # whoever gives the turns flushes once for all
             link.flush()

@@ -21,28 +21,23 @@ class Turns:
     take turns, a batch each.
     """
 
-    __slots__ = ("_bulk", "_small", "_tasks", "are_awaited")
+    __slots__ = ("_small", "_tasks", "are_awaited", "bulk")
 
     def __init__(self) -> None:
         self._small: deque[Callable[[], None]] = deque()
-        self._bulk: deque[Callable[[], None]] = deque()
+        self.bulk: deque[Callable[[], None]] = deque()  # who wait for a turn as bulk
         self._tasks = trio.lowlevel.ParkingLot()
         self.are_awaited = False
 
     def wait(self, function: Callable[[], None], *, is_bulk: bool) -> None:
         """Have a function called once, when there is room; it asks again if it needs more."""
-        (self._bulk if is_bulk else self._small).append(function)
+        (self.bulk if is_bulk else self._small).append(function)
         self.are_awaited = True
 
     async def park(self) -> None:
         """Have the calling task sleep until there is room."""
         self.are_awaited = True
         await self._tasks.park()
-
-    @property
-    def bulk_count(self) -> int:
-        """How many wait for a turn as bulk."""
-        return len(self._bulk)
 
     def give(self, outbound: Outbound, connection: Connection) -> None:
         """Give each who waits one turn, as far as there is room. They do not flush.
@@ -52,22 +47,22 @@ class Turns:
         for _ in range(len(self._small)):
             if self._small and outbound.accepts_data:
                 self._small.popleft()()
-        for _ in range(len(self._bulk)):
-            if self._bulk and outbound.accepts_data and connection.may_send_bulk:
-                self._bulk.popleft()()
+        for _ in range(len(self.bulk)):
+            if self.bulk and outbound.accepts_data and connection.may_send_bulk:
+                self.bulk.popleft()()
         if self._tasks and outbound.accepts_data and connection.may_send_bulk:
             self._tasks.unpark_all()
-        self.are_awaited = bool(self._small or self._bulk or self._tasks)
+        self.are_awaited = bool(self._small or self.bulk or self._tasks)
 
     def may_go_on(self, outbound: Outbound, connection: Connection) -> bool:
         """Whether somebody waits for what there is."""
         return outbound.accepts_data and bool(
-            self._small or (self._bulk and connection.may_send_bulk)
+            self._small or (self.bulk and connection.may_send_bulk)
         )
 
     def discard(self) -> None:
         """Forget who waits: the link is lost, and they know."""
         self._small.clear()
-        self._bulk.clear()
+        self.bulk.clear()
         self._tasks.unpark_all()
         self.are_awaited = False

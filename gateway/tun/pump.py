@@ -3,7 +3,8 @@
 THEORY OF OPERATION
 
 Out. The poller says that the device has packets; ``_read`` reads up to PACKETS_AT_ONCE, each
-straight into ROOM, the place where it is sealed from, and one flush sends them all. It reads no
+straight into ROOM, the place where it is sealed from, and one flush sends them all. After a rest it
+is one: that there is no second is a costly answer, for which a lone one need not wait. It reads no
 more than may go: what the peer's window takes, and the link's path. When that is nothing for longer
 than PATIENCE_S the packets are read all the same, into our own short `Queue`, which drops from its
 head what is too late, where the device's own would keep the oldest and drop the newest. What waits
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.net import poller
+from gateway.ssh.channel import SendState
 from gateway.ssh.packets import ROOM
 from gateway.tun.device import LARGEST_PACKET
 from gateway.tun.packet import (
@@ -61,6 +63,7 @@ MARGIN: Final = 64  # family, ethernet header and more
 _FAMILIES: Final = [{4: FAMILY_INET, 6: FAMILY_INET6}.get(byte >> 4) for byte in range(256)]
 _NO_FAMILIES: Final[list[bytes | None]] = [b""] * 256
 _OPENSSH: Final = b"SSH-2.0-OpenSSH"
+_OPEN: Final = SendState.OPEN  # looking up a member costs more than comparing
 _SPILL: Final = memoryview(bytearray(LARGEST_PACKET))  # for what is larger than the peer takes
 
 
@@ -165,26 +168,29 @@ class Pump:
         self._link.flush()
 
     def _send_unless_others_wait(self) -> None:
-        if not self._waits_for_turn:
+        if self._waits_for_turn:
+            self._wait()
+        else:
             link = self._link
-            self._send_batch(0 if link.turns.bulk_count else link.bulk_limit())
-        self._wait()
+            self._send_batch(0 if link.turns.bulk else link.bulk_limit())
 
     def _take_turn(self) -> None:
         """Send a turn's worth. Whoever gives the turns flushes once for all."""
         self._waits_for_turn = False
         if not self._is_over:
             self._send_batch(self._link.bulk_limit())
-            self._wait()
 
     def _send_batch(self, limit: int) -> None:
         """Send what waits, then what the device has: a batch, and about ``limit`` bytes."""
         self._is_blocked = False
-        left = limit
         if self._next is not None or self._queue.length_bytes:
-            left = self._send_waiting(limit)
+            limit = self._send_waiting(limit)
         if self._has_input and not self._is_blocked:
-            self._read(left)
+            self._read(limit)
+        if self._has_input or self._is_blocked:
+            self._wait()
+        else:
+            self._blocked_s = inf
 
     def _read(self, limit: int, queue: Queue | None = None) -> None:
         """Read from the device into the place that is sealed from, and seal; or let all wait."""
@@ -192,10 +198,10 @@ class Pump:
         smallest, largest, families = self._smallest, self._largest, self._families
         overhead = self._overhead
         channel, outbound = self._channel, self._link.protocol.outbound
-        credit = channel.remote_window if self._port.may_send else 0
+        credit = channel.remote_window if channel.send_state is _OPEN else 0
         sent = count = 0
         try:
-            for _ in range(PACKETS_AT_ONCE):
+            for _ in range(1 if self._poller.was_at_rest else PACKETS_AT_ONCE):
                 if queue is None and (sent >= limit or not outbound.accepts_data):
                     self._is_blocked = True
                     break
@@ -239,8 +245,7 @@ class Pump:
 
     def _wait(self) -> None:
         """Arrange to go on: soon, at our turn, or with the peer's credit."""
-        if not (self._has_input or self._next or self._queue.length_bytes) or self._is_over:
-            self._blocked_s = inf
+        if self._is_over:
             return
         if not self._is_blocked:
             self._blocked_s = inf
@@ -300,12 +305,6 @@ class Pump:
                 return 0
         self._drops[drop] += 1
         return 0
-
-    def _note_arrival(self, length: int) -> None:
-        """Remember to give credit for it. `_sink` above does it in line."""
-        if not self._arrived:
-            self._link.at_batch_end.append(self._end_batch)
-        self._arrived += length
 
     def _end_batch(self) -> None:
         """All that arrived is consumed; what answers it at once is there already."""

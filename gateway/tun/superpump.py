@@ -18,6 +18,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from gateway.ssh.channel import SendState
 from gateway.ssh.packets import ROOM
 from gateway.tun import virtio
 from gateway.tun.device import LARGEST_PACKET
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.tun.queue import Queue
 
 MESSAGE: Final = 64 * 1024  # bytes after which a message is sent
+_OPEN: Final = SendState.OPEN
 _LENGTH: Final = struct.Struct(">I")
 _LARGEST_RECORD: Final = _LENGTH.size + virtio.SIZE + LARGEST_PACKET
 LEAST_PACKET_SIZE: Final = MESSAGE + _LARGEST_RECORD  # of the channel's peer
@@ -53,70 +55,49 @@ class SuperPump(Pump):
 
     def _read(self, limit: int, queue: Queue | None = None) -> None:
         """Read from the device into records of a message, and seal; or let all wait."""
-        end = 0
+        fd, smallest, header = self._device.fd, self._smallest, _LENGTH.size
+        channel, outbound = self._channel, self._link.protocol.outbound
+        credit = channel.remote_window if channel.send_state is _OPEN else 0
+        sent = end = count = 0
         try:
-            end = self._gather(limit) if queue is None else self._let_wait(queue)
+            for _ in range(1 if self._poller.was_at_rest else PACKETS_AT_ONCE):
+                if queue is None and (sent + end >= limit or not outbound.accepts_data):
+                    self._is_blocked = True
+                    break
+                length = os.readv(fd, (ROOM[end + header :],))
+                if length <= smallest:
+                    self._drop_of_our_own(length)
+                    continue
+                _LENGTH.pack_into(ROOM, end, length)
+                stop = end + header + length
+                if queue is not None:
+                    queue.push(bytes(ROOM[:stop]), self._current_time())
+                    continue
+                if stop > credit:
+                    self._next = bytes(ROOM[end:stop])
+                    self._is_blocked = True
+                    break
+                count += 1
+                end = stop
+                if end >= MESSAGE:
+                    outbound.seal_channel_data(channel.remote_channel, end)
+                    credit, sent, end = credit - end, sent + end, 0
+        except BlockingIOError:
+            self._has_input = False
         except OSError as error:
             self.close(f"the device {self._device.name} is gone: {error.strerror}")
             return
         if end:
-            self._seal(end)
-
-    def _gather(self, limit: int) -> int:
-        """Fill messages, and seal all that are full; return the length of the last, in ROOM."""
-        fd, smallest, header = self._device.fd, self._smallest, _LENGTH.size
-        outbound = self._link.protocol.outbound
-        credit = self._channel.remote_window if self._port.may_send else 0
-        sent = end = 0
-        for _ in range(PACKETS_AT_ONCE):
-            if sent + end >= limit or not outbound.accepts_data:
-                self._is_blocked = True
-                break
-            try:
-                length = os.readv(fd, (ROOM[end + header :],))
-            except BlockingIOError:
-                self._has_input = False
-                break
-            if length <= smallest:
-                self._drop_of_our_own(length)
-                continue
-            _LENGTH.pack_into(ROOM, end, length)
-            stop = end + header + length
-            if stop > credit:
-                self._next = bytes(ROOM[end:stop])
-                self._is_blocked = True
-                break
-            self.packets_out += 1
-            end = stop
-            if end >= MESSAGE:
-                self._seal(end)
-                credit, sent, end = credit - end, sent + end, 0
-        return end
-
-    def _let_wait(self, queue: Queue) -> int:
-        now_s, header = self._current_time(), _LENGTH.size
-        for _ in range(PACKETS_AT_ONCE):
-            try:
-                length = os.readv(self._device.fd, (ROOM[header:],))
-            except BlockingIOError:
-                self._has_input = False
-                break
-            if length <= self._smallest:
-                self._drop_of_our_own(length)
-                continue
-            _LENGTH.pack_into(ROOM, 0, length)
-            queue.push(bytes(ROOM[: header + length]), now_s)
-        return 0
-
-    def _seal(self, length: int) -> None:
-        channel = self._channel
-        self._link.protocol.outbound.seal_channel_data(channel.remote_channel, length)
-        channel.sent_datagrams(length, 0)
+            outbound.seal_channel_data(channel.remote_channel, end)
+        channel.sent_datagrams(sent + end, 0)
+        self.packets_out += count
 
     def _sink(self, data: memoryview) -> int:
         """Write a message's records to the device, or count why not."""
-        self._note_arrival(len(data))
         position, end, header = 0, len(data), _LENGTH.size
+        if not self._arrived:
+            self._link.at_batch_end.append(self._end_batch)
+        self._arrived += end
         while position < end:
             length = _LENGTH.unpack_from(data, position)[0] if end - position > header else end
             position += header
@@ -125,7 +106,12 @@ class SuperPump(Pump):
             if position > end or length <= virtio.SIZE:
                 self._drops[Drop.MALFORMED] += 1
                 break
-            drop = self._judge_record(record)
+            drop = virtio.judge(record, self._mtu)
+            if drop is Drop.OFFLOAD and self._mtu != self._device.mtu:
+                self._mtu = self._device.mtu  # it was changed meanwhile
+                drop = virtio.judge(record, self._mtu)
+            if drop is None and self._judge is not None:
+                drop = self._judge(record[virtio.SIZE :])
             if drop is None:
                 try:
                     os.write(self._device.fd, record)
@@ -136,15 +122,6 @@ class SuperPump(Pump):
                     continue
             self._drops[drop] += 1
         return 0
-
-    def _judge_record(self, record: memoryview) -> Drop | None:
-        drop = virtio.judge(record, self._mtu)
-        if drop is Drop.OFFLOAD and (mtu := self._device.mtu) != self._mtu:
-            self._mtu = mtu  # it was changed meanwhile
-            drop = virtio.judge(record, mtu)
-        if drop is None and self._judge is not None:
-            return self._judge(record[virtio.SIZE :])
-        return drop
 
 
 def make_pump(

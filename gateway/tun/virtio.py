@@ -56,7 +56,13 @@ def judge(record: memoryview, mtu: int) -> Drop | None:
     if length <= IPV4_HEADER:
         return Drop.HEADER_ONLY if length == IPV4_HEADER else Drop.MALFORMED
     version = record[SIZE] >> 4
-    if _stated_length(record, version) != length:
+    if version == 4:
+        stated = _LENGTH.unpack_from(record, SIZE + 2)[0]
+    elif version == 6:
+        stated = _LENGTH.unpack_from(record, SIZE + 4)[0] + IPV6_HEADER
+    else:
+        return Drop.MALFORMED
+    if stated != length or length > _LARGEST:
         return Drop.MALFORMED
     flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = HEADER.unpack_from(record)
     if not flags & ~DATA_VALID and gso_type == GSO_NONE:
@@ -75,15 +81,6 @@ def judge(record: memoryview, mtu: int) -> Drop | None:
             or _can_be_cut(packet, (version, protocol), start, gso_type, gso_size, mtu)
         )
     return None if is_well else Drop.OFFLOAD
-
-
-def _stated_length(record: memoryview, version: int) -> int:
-    if version == 4:
-        return int(_LENGTH.unpack_from(record, SIZE + 2)[0])
-    if version == 6:
-        stated = int(_LENGTH.unpack_from(record, SIZE + 4)[0]) + IPV6_HEADER
-        return stated if stated <= _LARGEST else -1
-    return -1
 
 
 def _transport(packet: memoryview, version: int) -> tuple[int, int]:

@@ -250,7 +250,7 @@ async def test_who_waits_for_a_socket_that_is_closed_hears_of_it(pair):
 async def test_trio_is_as_we_know_it() -> None:
     """Else every wake of an idle process goes through trio, which costs three times as much."""
     await trio.sleep(0)
-    assert not poller.current()._trio.waits_itself()
+    assert poller.current()._trio.is_known
 
 
 async def test_who_was_to_run_before_it_began_runs() -> None:

@@ -211,7 +211,7 @@ async def test_credit_wakes_a_pump_that_was_denied_for_another_reason_last() -> 
         it.remote.link.protocol.outbound.append(adjust.encode())
         it.remote.link.flush()
         assert await read_all(it.remote, 224) == framed(packet)
-        assert not link.turns.bulk_count
+        assert not link.turns.bulk
 
 
 async def test_the_device_is_read_while_the_line_is_full_and_old_packets_are_lost() -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
+import trio
 
 from gateway.net import poller
 from gateway.tun.pump import PACKETS_AT_ONCE
@@ -114,15 +115,12 @@ def test_a_batch_costs_the_same_whatever_is_in_it(ends):
 
 TUN_SEAL_PYTHON, TUN_SEAL_C = 2, 6  # seal_channel_data, seal_into; readv, len, … and as above
 TUN_OPEN_PYTHON, TUN_OPEN_C = 6, 12  # as OPEN, the sink, judge_ip; write, unpack_from, get, len
-TUN_BATCH = 60  # of a pump: flush, window adjusts, the poller
+TUN_BATCH = 50  # of a pump: flush, window adjusts, the poller
 
 # Between gateways: a record, and what a large one costs besides, for it has its own message.
 RECORD_OUT_PYTHON, RECORD_OUT_C = 0, 2  # readv, pack_into
-SUPER_OUT_PYTHON, SUPER_OUT_C = 4, 4  # _seal, sent_datagrams; as above
-RECORD_IN_PYTHON, RECORD_IN_C = (
-    3,
-    5,
-)  # _judge_record, judge, _stated_length; unpack_from, len, write
+SUPER_OUT_PYTHON, SUPER_OUT_C = 2, 4  # as above
+RECORD_IN_PYTHON, RECORD_IN_C = 1, 5  # judge; unpack_from, len, write
 SUPER_IN_PYTHON, SUPER_IN_C = OPEN_PYTHON + 2, OPEN_C + 2  # _transport, _can_be_cut
 ALL = 15  # offloads
 SMALL = HEADER.pack(0, 0, 0, 0, 0, 0) + ipv4("10.1.0.1", "10.1.0.2", bytes(100))
@@ -200,3 +198,47 @@ async def test_a_packet_between_gateways(kind):
     ):
         assert calls.python.total() <= python * count + TUN_BATCH, calls.python
         assert calls.c.total() <= c * count + TUN_BATCH, calls.c
+
+
+# ---- one packet that comes alone, as a ping does -------------------------------------------------
+
+# From the poller's call to the carrier's, and from the carrier's bytes to the device:
+ALONE_OUT_PYTHON, ALONE_OUT_C = 12, 7
+ALONE_IN_PYTHON, ALONE_IN_C = 13, 16  # with __exit__ and setprofile
+OF_THE_CARRIER = 4  # of this test: send, _check_open, before; setprofile
+
+
+@pytest.mark.parametrize("offloads", [None, ALL])
+async def test_a_packet_that_comes_alone(offloads):
+    packet = ipv4("10.1.0.1", "10.1.0.2", bytes(64))
+    packet = packet if offloads is None else HEADER.pack(0, 0, 0, 0, 0, 0) + packet
+    async with pumps(offloads) as (links, (near, far), (here, there)):
+        server, wire = links.server.protocol, links.server_carrier.inbox.data
+        if wire:
+            deliver(server, wire)
+        here.kernel.send(packet)
+        links.client_carrier.before = lambda _operation: sys.setprofile(None)
+        with Calls() as sending:
+            near._device_ready(poller.INPUT)
+        links.client_carrier.before = lambda _operation: None
+        receiving = deliver(server, wire)
+        assert there.kernel.recv(len(packet) + 1) == packet
+        assert near.packets_out == far.packets_in == 1
+    assert sending.python.total() <= ALONE_OUT_PYTHON + OF_THE_CARRIER, sending.python
+    assert sending.c.total() <= ALONE_OUT_C + OF_THE_CARRIER, sending.c
+    assert receiving.python.total() <= ALONE_IN_PYTHON, receiving.python
+    assert receiving.c.total() <= ALONE_IN_C, receiving.c
+
+
+async def test_a_packet_leaves_after_a_rest_before_the_next_is_looked_for():
+    async with pumps(ALL) as (links, (near, far), (here, _)):
+        for _ in range(3):
+            here.kernel.send(SMALL)
+        near._poller.was_at_rest = True
+        near._device_ready(poller.INPUT)
+        assert near.packets_out == 1
+        assert links.server_carrier.inbox.data
+        with trio.fail_after(30):
+            while far.packets_in < 3:
+                await trio.lowlevel.checkpoint()
+    assert near.packets_out == 3
