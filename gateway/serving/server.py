@@ -16,7 +16,7 @@ import trio
 from gateway import events
 from gateway.net import poller
 from gateway.net.carrier import SocketCarrier
-from gateway.net.listen import describe, listening_ports, open_listeners, serve
+from gateway.net.listen import describe, listening_ports, open_listeners_by_name, serve
 from gateway.policy.limits import Drop, Startup, source_of
 from gateway.serving.link import ServerLink
 from gateway.serving.shared import ServerOptions, Shared
@@ -60,7 +60,7 @@ class Server:
             self._listeners = [
                 stack.enter_context(listener)
                 for host, port in self.shared.options.listen
-                for listener in open_listeners(host, port)
+                for listener in await open_listeners_by_name(host, port)
             ]
             async with trio.open_nursery() as nursery:
                 if (config := self.shared.options.tunnel) is not None:
