@@ -6,7 +6,7 @@ A composition root: it wires `config`, `forward`, `net` and `ssh` together and c
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -109,13 +109,10 @@ async def connect(
     logins.append(HostLogin(config, person))
     for problem in dict.fromkeys(problem for login in logins for problem in login.problems):
         log.warning("%s", problem)
-    listeners = _listen(options)
-    try:
+    with ExitStack() as opened:
+        listeners = await _listen(options, opened)
         async with _tunnel(options, person) as tunnel:
             return await _connect(options, logins, listeners, tunnel, report)
-    finally:
-        for _, listener in listeners:
-            listener.close()
 
 
 @asynccontextmanager
@@ -266,23 +263,24 @@ def _forward_options(config: HostConfig) -> ForwardOptions:
     )
 
 
-def _listen(options: ClientOptions) -> Listening:
-    """Listen on this machine before anybody logs in. Raises `NetworkSetupError`."""
+async def _listen(options: ClientOptions, opened: ExitStack) -> Listening:
+    """Listen on this machine before anybody logs in, until ``opened`` is closed.
+
+    Raises `NetworkSetupError`.
+    """
     config = options.config
     how = _forward_options(config).listening
     listeners: Listening = []
     failures: list[NetworkSetupError] = []
     for forward in (*config.local_forwards, *config.dynamic_forwards):
         try:
-            listeners.append((forward, listen(forward.listen, how)))
+            listener = await listen(forward.listen, how)
         except NetworkSetupError as error:
             failures.append(error)
-    try:
-        _tolerate(failures, options, has_use=bool(listeners or config.remote_forwards))
-    except NetworkSetupError:
-        for _, listener in listeners:
-            listener.close()
-        raise
+        else:
+            opened.callback(listener.close)
+            listeners.append((forward, listener))
+    _tolerate(failures, options, has_use=bool(listeners or config.remote_forwards))
     return listeners
 
 

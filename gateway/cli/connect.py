@@ -178,10 +178,15 @@ def _control_path(config: HostConfig, environment: Environment) -> Path | None:
 
 
 def _connect(options: ClientOptions, environment: Environment) -> int:
-    options = replace(options, control_path=_control_path(options.config, environment))
     quiet = options.config.log_level is LogLevel.QUIET
+    person = Person(quiet=quiet)
+    options = replace(
+        options,
+        control_path=_control_path(options.config, environment),
+        foreground=replace(options.foreground, take_terminal=person.session),
+    )
     report = _report_nothing if quiet else _report
-    return run(partial(connect, options, Person(quiet=quiet), report), quiet=quiet)
+    return run(partial(connect, options, person, report), quiet=quiet)
 
 
 def _kept(options: ClientOptions) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ import trio
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -61,24 +61,42 @@ class Person:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._asking = trio.Lock()
+        self._has_session = False
 
     def say(self, text: str) -> None:
         """Show one line."""
         if not self._quiet:
             say(text)
 
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """Leave the keys to a session within a with block: nothing is asked on the terminal then.
+
+        Who is being asked may answer first.
+        """
+        async with self._asking:
+            self._has_session = True
+        try:
+            yield
+        finally:
+            self._has_session = False
+
     async def ask(self, question: str) -> str | None:
-        """Return a line that was typed, or None if there is no terminal."""
+        """Return a line that was typed, or None if there is no terminal or a session has it."""
         async with self._asking:
             if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
                 return await askpass.ask(question)
+            if self._has_session:
+                return None
             return await _with_terminal(lambda: _ask(question))
 
     async def ask_secret(self, prompt: str) -> str | None:
-        """Return a line that was typed unseen, or None if there is no terminal."""
+        """Return a line that was typed unseen, or None as `ask`."""
         async with self._asking:
             if (askpass := Askpass.wanted(os.environ, _has_terminal)) is not None:
                 return await askpass.ask(prompt)
+            if self._has_session:
+                return None
             with _settings_restored():
                 return await _with_terminal(lambda: _ask_secret(prompt))
 
@@ -180,7 +198,7 @@ async def _with_terminal(question: Callable[[], T]) -> T | None:
 def _ask(question: str) -> str | None:
     with TERMINAL.open("r+b", buffering=0) as terminal:
         if not termios.tcgetattr(terminal)[_LOCAL_FLAGS] & termios.ICANON:
-            return None  # it is raw: a session has it, whose keys are not for us
+            return None  # it is raw: the session of another program has it
         terminal.write(question.encode())
         line = terminal.readline(4096)
     return line.decode("utf-8", "replace").rstrip("\r\n") if line else None

@@ -7,6 +7,7 @@ update_known_hosts). What may be touched is decided by `KnownHosts.plan_update`.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from gateway.config.ssh_config import HostConfig
     from gateway.config.trust import Person
     from gateway.ssh.keys import PublicKey
+
+log = logging.getLogger(__name__)
 
 
 class HostKeyUpdater:
@@ -61,7 +64,10 @@ class HostKeyUpdater:
         return KnownHosts.parse(files).plan_update(self._host, self._port, keys)
 
     async def apply(self, update: HostKeyUpdate) -> None:
-        """Change the files; new keys, which the server has proved, come into the first of them."""
+        """Change the files; new keys, which the server has proved, come into the first of them.
+
+        Where the person is to be asked and cannot be, nothing is changed.
+        """
         changes = [f"added {key.algorithm} {key.fingerprint}" for key in update.new]
         changes += [
             f"removed {entry.algorithm} {entry.fingerprint}, which the server has no longer"
@@ -70,6 +76,12 @@ class HostKeyUpdater:
         if self._config.update_host_keys is UpdateHostKeys.ASK:
             question = f"Host keys of {self._name}: {', '.join(changes)}. Record that (yes/no)? "
             answer = await self._person.ask(question)
+            if answer is None:
+                log.info(
+                    "the host keys of %s are not updated: UpdateHostKeys is ask, and there is no "
+                    "terminal, or a session has it",
+                    self._name,
+                )
             if answer is None or answer.strip().lower() != "yes":
                 return
         first, *others = self._config.known_hosts_files

@@ -13,8 +13,6 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
 from gateway.errors import GatewayError
 from gateway.forward.spec import ALL_INTERFACES, Tcp
 from gateway.net import poller
@@ -22,7 +20,7 @@ from gateway.net.listen import (
     SOCKET_MASK,
     Sockets,
     describe,
-    open_listeners,
+    open_listeners_by_name,
     open_unix_listener,
     remove_socket,
     reset,
@@ -63,48 +61,19 @@ class Listener(Sockets):
     port: int
 
 
-def listen(end: End, options: ListenOptions) -> Listener:
-    """Bind and listen. Raises `NetworkSetupError`."""
+async def listen(end: End, options: ListenOptions) -> Listener:
+    """Bind and listen; a cancel does not wait for a name's look-up. Raises `NetworkSetupError`."""
     if isinstance(end, Tcp):
         host = end.host
         if host is None and options.gateway_ports:
             host = ALL_INTERFACES[-1]
-        sockets = tuple(open_listeners(host, end.port, options.family))
+        sockets = tuple(await open_listeners_by_name(host, end.port, options.family))
         port = int(sockets[0].getsockname()[1])
         return Listener(sockets, None, host or "localhost", port)
     if options.bind_unlink:
         remove_socket(end.path)
     sock, file = open_unix_listener(end.path, options.bind_mask)
     return Listener((sock,), file, end.path, 0)
-
-
-async def listen_by_name(end: Tcp, options: ListenOptions) -> Listener:
-    """Listen as `listen` does, where looking up an address may take long.
-
-    A cancel does not wait for that; what is opened afterwards is closed at once. Raises
-    `NetworkSetupError`.
-    """
-    opened: list[Listener] = []
-    is_wanted = True
-
-    def close() -> None:
-        for sock in (sock for listener in opened for sock in listener.sockets):
-            sock.close()  # no poller has it yet
-
-    def run() -> Listener:
-        opened.append(listen(end, options))
-        if not is_wanted:
-            close()
-        return opened[0]
-
-    try:
-        listener = await trio.to_thread.run_sync(run, abandon_on_cancel=True)
-        await trio.lowlevel.checkpoint_if_cancelled()
-    except trio.Cancelled:
-        is_wanted = False
-        close()
-        raise
-    return listener
 
 
 def open_target(

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from gateway import events
-from gateway.forward.local import ListenOptions, Local, listen, listen_by_name
+from gateway.forward.local import ListenOptions, Local, listen
 from gateway.forward.permit import ANY_TARGET, Permitted
 from gateway.forward.remote import ForwardRefused, Remote
 from gateway.forward.spec import Kind, Tcp, Unix, parse_forward, parse_listen
@@ -85,10 +85,7 @@ class Table:
         forward = parse_forward(kind, spec)
         if forward.kind is Kind.REMOTE:
             return await self._added(self._remote.ask(forward))
-        options = self._options.listening
-        if isinstance(forward.listen, Tcp):  # whose address may be a name that has to be looked up
-            return self.adopt(forward, await listen_by_name(forward.listen, options))
-        return self.adopt(forward, listen(forward.listen, options))
+        return self.adopt(forward, await listen(forward.listen, self._options.listening))
 
     def adopt(self, forward: Forward, listener: Listener) -> Active:
         """Take clients from a listener of this machine, which is this object's from now on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ from gateway.net.stdio import STDIN, carry, standard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from gateway.net.command_line import Forwards
     from gateway.net.link import Link
@@ -43,7 +44,8 @@ class Foreground:
     ``reads_input`` says whether the session gets our input, ``has_command_line`` and
     ``may_run_locally`` whether ``~C`` opens and what it takes. ``escape`` is one byte, or None for
     no escapes. ``change_verbosity`` takes 1 or -1 and returns the new LogLevel;
-    ``stop_listening`` ends the taking of further connections.
+    ``stop_listening`` ends the taking of further connections. ``take_terminal`` keeps others from
+    asking on the terminal while a session reads it.
     """
 
     reads_input: bool = True
@@ -53,6 +55,7 @@ class Foreground:
     change_verbosity: Callable[[int], str] = lambda _step: "unchanged"
     stop_listening: Callable[[], None] = lambda: None
     forwards: Forwards | None = None
+    take_terminal: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
 
 
 async def run_session(link: Link, plan: SessionPlan, foreground: Foreground) -> int:
@@ -60,6 +63,13 @@ async def run_session(link: Link, plan: SessionPlan, foreground: Foreground) -> 
 
     Raises `ChannelOpenError`, `ChannelClosed` or `ConnectionLost`.
     """
+    if not (foreground.reads_input and os.isatty(STDIN)):
+        return await _run_session(link, plan, foreground)
+    async with foreground.take_terminal():
+        return await _run_session(link, plan, foreground)
+
+
+async def _run_session(link: Link, plan: SessionPlan, foreground: Foreground) -> int:
     has_keys = plan.terminal is not None and foreground.reads_input
     terminal = LocalTerminal(STDIN if has_keys else None)
     session = Session(await link.open_channel(CHANNEL_TYPE, b""))

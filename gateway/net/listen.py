@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,10 +22,11 @@ from gateway.errors import NetworkSetupError, printable
 from gateway.net import poller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     Welcome = Callable[[socket.socket, Any], None]
+    Addresses = tuple[tuple[int, str], ...]  # family and address
 
 BACKLOG: Final = 512
 EXHAUSTED_PAUSE_S: Final = 0.1  # before accepting again when descriptors or memory ran out
@@ -37,34 +39,69 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0
 _LISTENS: Final = "0A"  # TCP_LISTEN, <net/tcp_states.h>
 LOOPBACK: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 WILDCARD: Final = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104 - as asked
+_MEANINGS: Final = {None: LOOPBACK, "localhost": LOOPBACK, "": WILDCARD, "*": WILDCARD}
 
 
-def addresses_to_bind(host: str | None) -> tuple[tuple[int, str], ...]:
-    """Say what a bind address means: None and "localhost" are loopback, "" and "*" all (ssh(1))."""
-    if host is None or host == "localhost":
-        return LOOPBACK
-    if host in ("", "*"):
-        return WILDCARD
+def addresses_to_bind(host: str | None) -> Addresses:
+    """Say what a bind address means: None and "localhost" are loopback, "" and "*" all (ssh(1)).
+
+    Any other is an address: nothing is looked up. Raises `NetworkSetupError`.
+    """
+    if host in _MEANINGS:
+        return _MEANINGS[host]
+    flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
+    with _explained(host):
+        return _addresses(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags))
+
+
+async def _look_up(host: str | None) -> Addresses:
+    """As `addresses_to_bind`, for names too; a cancel does not wait for the resolver."""
+    if host in _MEANINGS:
+        return _MEANINGS[host]
+    kind, flags = socket.SOCK_STREAM, socket.AI_PASSIVE
+    with _explained(host):
+        return _addresses(await trio.socket.getaddrinfo(host, None, type=kind, flags=flags))
+
+
+def _addresses(found: Iterable[tuple[Any, ...]]) -> Addresses:
+    return tuple((int(entry[0]), str(entry[4][0])) for entry in found)
+
+
+@contextmanager
+def _explained(host: str | None) -> Iterator[None]:
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        yield
     except (OSError, UnicodeError) as error:
         raise NetworkSetupError(
             f"cannot listen on {host}: {error}: use an address of this machine"
         ) from error
-    return tuple((int(entry[0]), str(entry[4][0])) for entry in found)
 
 
-def open_listeners(
+def open_listeners(host: str | None, port: int) -> list[socket.socket]:
+    """Bind and listen on what `addresses_to_bind` says; with port 0 both families get the same one.
+
+    A family may be missing on this machine, but not both. Raises `NetworkSetupError`.
+    """
+    return _open_listeners(host, addresses_to_bind(host), port, socket.AF_UNSPEC)
+
+
+async def open_listeners_by_name(
     host: str | None, port: int, only: int = socket.AF_UNSPEC
 ) -> list[socket.socket]:
-    """Bind and listen; with port 0 every family gets the same free port.
+    """Bind and listen as `open_listeners`, where ``host`` may be a name that is looked up first.
 
-    ``only`` is the family to use. One may be missing on this machine, but not both. Raises
-    `NetworkSetupError`.
+    ``only`` is the family to use. A cancel does not wait for the resolver, and leaves nothing open.
+    Raises `NetworkSetupError`.
     """
+    return _open_listeners(host, await _look_up(host), port, only)
+
+
+def _open_listeners(
+    host: str | None, addresses: Addresses, port: int, only: int
+) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     failure: OSError | None = None
-    for family, address in addresses_to_bind(host):
+    for family, address in addresses:
         if only not in (socket.AF_UNSPEC, family):
             continue
         wanted = port or (listeners[0].getsockname()[1] if listeners else 0)

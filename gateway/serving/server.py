@@ -16,7 +16,7 @@ import trio
 from gateway import events
 from gateway.net import poller
 from gateway.net.carrier import SocketCarrier
-from gateway.net.listen import describe, listening_ports, open_listeners, serve
+from gateway.net.listen import describe, listening_ports, open_listeners_by_name, serve
 from gateway.policy.limits import Drop, Startup, source_of
 from gateway.serving.link import ServerLink
 from gateway.serving.shared import ServerOptions, Shared
@@ -49,7 +49,7 @@ class Server:
         self.shared = Shared(options, report, refuses_new)
         self._accepting = trio.CancelScope()
         self._listeners: list[socket.socket] = []
-        self._nursery: trio.Nursery | None = None
+        self._nursery: trio.Nursery  # of the links, while `run` runs
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Listen and serve until cancelled or drained. Raises `NetworkSetupError`.
@@ -60,7 +60,7 @@ class Server:
             self._listeners = [
                 stack.enter_context(listener)
                 for host, port in self.shared.options.listen
-                for listener in open_listeners(host, port)
+                for listener in await open_listeners_by_name(host, port)
             ]
             async with trio.open_nursery() as nursery:
                 if (config := self.shared.options.tunnel) is not None:
@@ -110,9 +110,8 @@ class Server:
         ``address`` is where it comes from. To be called while ``run`` runs.
         """
         begun = self._begin(source_of(address))
-        if isinstance(begun, Drop) or self._nursery is None:
-            if isinstance(begun, Drop):
-                self.shared.dropped[begun] += 1
+        if isinstance(begun, Drop):
+            self.shared.dropped[begun] += 1
             with contextlib.suppress(OSError):
                 carrier.send(memoryview(NOT_ALLOWED))
             carrier.close()
@@ -122,7 +121,7 @@ class Server:
         return link
 
     def _begin(self, source: str | None) -> Startup | Drop:
-        if self.shared.is_draining or self._nursery is None:
+        if self.shared.is_draining:
             return Drop.DRAINING
         now_s = trio.current_time()
         if self.shared.penalties.refuses(source, now_s):

@@ -8,7 +8,7 @@ rules say in either case. A device is its channel's and ends with it.
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from gateway.config.interfaces import own_subnets
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gateway.tun.packet import IpAddress
 
 MAXIMUM_REPORTED: Final = 100  # destinations of one tunnel that were refused
+_INTERNAL_ERROR: Final = "an internal error of the server"
 _NO_POOL: Final = "this server lends no addresses: it has no [tunnel] in its configuration"
 
 
@@ -100,9 +101,7 @@ class Tunnels:
             except NetworkSetupError as error:
                 self._failed(channel_id, record, str(error))
 
-        self._channels.start_soon(
-            run, lambda: self._failed(channel_id, record, "an internal error of the server")
-        )
+        self._channels.start_soon(run, lambda: self._failed(channel_id, record, _INTERNAL_ERROR))
 
     def _device_verdict(self, mode: Mode, unit: int | None) -> tuple[Verdict, int | None]:
         return authorize_device(self._shared.policy, self._channels.login, mode.kind, unit)
@@ -114,38 +113,43 @@ class Tunnels:
         )  # fmt: skip
 
     def _failed(self, channel_id: int, record: Record, reason: str) -> None:
-        record.fail(channel_id, reason)
+        if record.channel_id < 0:
+            record.fail(channel_id, reason)
         self._link.refuse_channel(channel_id, OpenFailure.CONNECT_FAILED, reason)
 
     async def _open(self, channel_id: int, device: Device, record: Record) -> None:
         """Set the device up if the client has addresses, and carry."""
         vpn, is_ip = self._shared.vpn, device.mode is Mode.POINT_TO_POINT
         lease = vpn.leased(self._link.link_id) if vpn and is_ip else None
-        close = device.close
+        closing = ExitStack()
+        closing.callback(device.close)
         try:
             if vpn is not None and lease is not None:
-                close = partial(vpn.tear_down, device, await vpn.set_up(device, lease))
+                plan = await vpn.set_up(device, lease)
+                closing.pop_all()
+                closing.callback(vpn.tear_down, device, plan)
             port = self._link.confirm_channel(channel_id, _confirmation(device))
+            addresses = self._addresses(channel_id, device, lease)
+            pump = make_pump(device, port, addresses.judge if is_ip else None)
+            closing.callback(pump.close, _INTERNAL_ERROR)  # before the device, which it watches
+
+            def ended(reason: str) -> None:
+                closing.close()
+                lost = ", ".join(f"{count} {drop.value}" for drop, count in pump.drops.items())
+                record.end(port, f"{reason}; packets lost: {lost}" if lost else reason)
+
+            record.start(port, device.name)
+            self._channels.carry(pump)
+            closing.callback(self._channels.done, pump)
+            self._known.add(addresses)
+            closing.callback(self._known.discard, addresses)
+            pump.start(ended)
         except BaseException as error:
-            close()
+            closing.close()
             if isinstance(error, ConnectionLost):
                 record.fail(channel_id, "the connection ended first", device.name)
                 return
             raise
-        addresses = self._addresses(channel_id, device, lease)
-        pump = make_pump(device, port, addresses.judge if is_ip else None)
-
-        def ended(reason: str) -> None:
-            self._channels.done(pump)
-            self._known.discard(addresses)
-            close()
-            lost = ", ".join(f"{count} {drop.value}" for drop, count in pump.drops.items())
-            record.end(port, f"{reason}; packets lost: {lost}" if lost else reason)
-
-        record.start(port, device.name)
-        self._channels.carry(pump)
-        self._known.add(addresses)
-        pump.start(ended)
 
     # -- where packets may go ----------------------------------------------------------------------
 

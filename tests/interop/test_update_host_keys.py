@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import os
 import subprocess
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.interop.targets import need
 from tests.support.programs import (
     GATEWAY,
+    Terminal,
     client_options,
     free_port,
     make_keys,
@@ -95,6 +97,38 @@ def test_not_without_being_asked_where_another_file_is_named(server, options):
     with connect(server, *options) as client:
         client.wait_line("SOCKS proxy on")
     assert recorded(server) == ["ssh-rsa"]
+
+
+# -- asking ----------------------------------------------------------------------------------------
+
+
+def asking(server, tmp_path, options, *words):
+    """What asks, in a terminal; until somebody writes into the pipe no session begins."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    return Terminal(
+        *GATEWAY, "connect", "-v", "-o", "UpdateHostKeys=ask", "-o", "PermitLocalCommand=yes",
+        "-o", f"LocalCommand=read _ <{pipe}", *options, *client_options(server), "root@127.0.0.1",
+        *words,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [("-t",), ("-T",)])
+def test_who_is_asked_answers_before_the_session_begins(server, tmp_path, options):
+    """Two that read one terminal would each get some of what is typed."""
+    know_one_key(server)
+    with asking(server, tmp_path, options, "echo begun; read line; echo got $line") as person:
+        person.expect(r"Record that \(yes/no\)\? ")
+        (tmp_path / "pipe").write_text("\n")
+        with connect(server, "-o", "UpdateHostKeys=no") as other:  # meanwhile it could have begun
+            other.wait_line("SOCKS proxy on")
+        person.type("yes")
+        person.expect("added ecdsa-sha2-nistp256")
+        person.expect("begun")
+        person.type("more")
+        person.expect("got more")
+        assert person.wait() == 0
+    assert recorded(server) == sorted(TYPES)
 
 
 # -- side by side with ssh -------------------------------------------------------------------------

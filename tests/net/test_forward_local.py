@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 
@@ -9,70 +10,87 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.forward import local
-from gateway.forward.local import ListenOptions, listen_by_name
-from gateway.forward.spec import Kind, Tcp
+from gateway.cli.terminal import Person
+from gateway.client import ClientOptions, connect
+from gateway.config.ssh_config import Environment, read_host_config
+from gateway.forward.local import ListenOptions
+from gateway.forward.spec import Kind
 from gateway.forward.table import ForwardOptions, Table
-from gateway.net import listen
 from gateway.net.links import LinkSet
 from tests.support.memory import make_links
 from tests.support.programs import free_port
 
+NAME = "name.example"
+getaddrinfo = socket.getaddrinfo
 
-class SlowLookUp:
+
+class SlowResolver:
     """A resolver that answers when it is told to."""
 
     def __init__(self):
         self.asked, self.may_answer, self.has_answered = (threading.Event() for _ in range(3))
 
-    def __call__(self, _host):
+    def __call__(self, host, *arguments, **named):
+        if host not in (NAME, NAME.encode()):  # trio encodes what is looked up
+            return getaddrinfo(host, *arguments, **named)
+        if arguments[-1] & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "no address")
         self.asked.set()
-        self.may_answer.wait(5)
+        self.may_answer.wait(30)
         self.has_answered.set()
-        return listen.LOOPBACK
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
 
 
-async def until_no_thread_runs():
-    limiter = trio.to_thread.current_default_thread_limiter()
-    with trio.fail_after(30):
-        while limiter.borrowed_tokens:
-            await trio.sleep(0.005)
+@pytest.fixture
+def resolver(monkeypatch):
+    resolver = SlowResolver()
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    yield resolver
+    resolver.may_answer.set()
 
 
-async def test_a_cancel_does_not_wait_for_the_look_up(monkeypatch):
-    """Ctrl-C with a resolver that is dead: what it says later opens nothing."""
-    look_up, port = SlowLookUp(), free_port()
-    monkeypatch.setattr(listen, "addresses_to_bind", look_up)
+async def at_start(tmp_path, *specs):
+    """Listen as `gateway connect` does before it logs in."""
+    home = Environment(tmp_path, "alice", "box", os.getuid(), {}, tmp_path)
+    options = [("LocalForward", spec) for spec in specs]
+    config = read_host_config("host.invalid", files=[], command_line=options, environment=home)
+    await connect(ClientOptions(config), Person(), lambda _event: None)
+
+
+async def while_up(_tmp_path, *specs):
+    """Listen for who asks while there is a link."""
     async with trio.open_nursery() as nursery:
         table = Table(
             make_links().client, LinkSet(), nursery, ForwardOptions(), lambda _event: None
         )
-        nursery.start_soon(table.add, Kind.LOCAL, f"name.example:{port}:127.0.0.1:9")
-        await trio.to_thread.run_sync(look_up.asked.wait)
-        nursery.cancel_scope.cancel()
-    assert not look_up.has_answered.is_set()
-    look_up.may_answer.set()
-    await until_no_thread_runs()
-    assert look_up.has_answered.is_set()
+        try:
+            for spec in specs:
+                await table.add(Kind.LOCAL, spec.replace(" ", ":"))
+        finally:
+            table.close()
+
+
+def listens(port):
     with socket.socket() as sock:
-        assert sock.connect_ex(("127.0.0.1", port)), "it listens"
+        return not sock.connect_ex(("127.0.0.1", port))
 
 
-async def test_a_cancel_that_comes_with_the_listener_closes_it(monkeypatch):
-    opened = []
-
-    def begin(end, options):
-        opened.append(local_listen(end, options))
-        trio.from_thread.run_sync(scope.cancel)
-        return opened[0]
-
-    local_listen = local.listen
-    monkeypatch.setattr(local, "listen", begin)
-    with trio.CancelScope() as scope:
-        await listen_by_name(Tcp(None, 0), ListenOptions())
-    await until_no_thread_runs()
-    assert scope.cancelled_caught
-    assert all(sock.fileno() < 0 for sock in opened[0].sockets)
+@pytest.mark.parametrize("listen", [at_start, while_up])
+async def test_a_cancel_does_not_wait_for_the_look_up(resolver, tmp_path, listen):
+    """Ctrl-C with a resolver that is dead: what it says later opens nothing."""
+    first, port = free_port(), free_port()
+    target = "127.0.0.1:9"
+    specs = [f"127.0.0.1:{first} {target}", f"{NAME}:{port} {target}"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen, tmp_path, *specs)
+        await trio.to_thread.run_sync(resolver.asked.wait, abandon_on_cancel=True)
+        assert listens(first)
+        nursery.cancel_scope.cancel()
+    assert not resolver.has_answered.is_set()
+    resolver.may_answer.set()
+    await trio.to_thread.run_sync(resolver.has_answered.wait)
+    assert not listens(first)
+    assert not listens(port)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import trio
+import trio.testing
 
 from gateway import events
 from gateway.errors import ChannelOpenError, NetworkSetupError, RemoteProtocolError
 from gateway.serving import tunnels
-from gateway.ssh.tunnel import OFFLOAD_CHANNEL_TYPE, OffloadConfirmation, OffloadOpen
+from gateway.ssh.tunnel import (
+    CHANNEL_TYPE,
+    OFFLOAD_CHANNEL_TYPE,
+    OffloadConfirmation,
+    OffloadOpen,
+    TunOpen,
+)
 from gateway.tun import client
 from gateway.tun.client import DeviceTunnel
 from gateway.tun.packet import ANY_UNIT, Mode
+from gateway.tun.pump import Pump
 from tests.support.memory import linked, make_links
 from tests.support.serving import running_box
 from tests.support.tun import FakeDevice
@@ -79,3 +89,50 @@ async def test_a_device_that_the_server_cannot_use_is_closed(lost_device):
         (device,) = lost_device.made
         assert device.is_closed
         assert box.server.shared.channels == 0
+
+
+class LendingVpn(SimpleNamespace):
+    """A VPN that lends an address to everybody and counts what is torn down."""
+
+    def __init__(self):
+        super().__init__(torn_down=0, leased=lambda _session: object(), release=lambda _: None)
+
+    async def set_up(self, _device, _lease):
+        return 1
+
+    def tear_down(self, device, _plan):
+        self.torn_down += 1
+        device.close()
+
+
+def defect(*_):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("with_lease", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "name", "reported"),
+    [
+        (tunnels, "make_pump", [events.ChannelFailed]),
+        (Pump, "_look_at_channel", [events.ChannelStarted, events.ChannelEnded]),
+    ],
+)
+async def test_a_defect_after_the_confirmation_closes_the_device(
+    lost_device, monkeypatch, owner, name, reported, with_lease
+):
+    async with running_box() as box:
+        box.rules.tun.add("tun")
+        client, vpn = await box.log_in(), LendingVpn()
+        if with_lease:
+            monkeypatch.setattr(box.server.shared, "vpn", vpn)
+        monkeypatch.setattr(owner, name, defect)
+        request = TunOpen(int(Mode.POINT_TO_POINT), ANY_UNIT).encode()
+        port = await client.link.open_channel(CHANNEL_TYPE, request)
+        await trio.testing.wait_all_tasks_blocked()
+        assert port.close_received
+        (device,) = lost_device.made
+        assert device.is_closed
+        assert vpn.torn_down == with_lease
+        assert box.server.shared.channels == 0
+        kinds = (events.ChannelFailed, events.ChannelStarted, events.ChannelEnded)
+        assert [type(event) for event in box.reported if isinstance(event, kinds)] == reported

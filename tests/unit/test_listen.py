@@ -16,6 +16,7 @@ from gateway.net.listen import (
     describe,
     is_own_address,
     open_listeners,
+    open_listeners_by_name,
     serve,
 )
 
@@ -128,9 +129,32 @@ def test_a_privileged_port(monkeypatch: pytest.MonkeyPatch) -> None:
         open_listeners(None, 80)
 
 
-def test_a_name_that_is_no_address() -> None:
-    with pytest.raises(NetworkSetupError, match=r"cannot listen on no-such-name\.invalid: "):
-        open_listeners("no-such-name.invalid", 0)
+async def test_a_name_that_is_no_address() -> None:
+    said = r"^cannot listen on no-such-name\.invalid: .*: use an address of this machine$"
+    with pytest.raises(NetworkSetupError, match=said):
+        await open_listeners_by_name("no-such-name.invalid", 0)
+
+
+async def test_a_name_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who can wait has it looked up."""
+    asked: list[int] = []
+
+    def look_up(*_: object, flags: int, **__: object) -> list[tuple[object, ...]]:
+        asked.append(flags)
+        raise socket.gaierror(socket.EAI_NONAME, "no address")
+
+    async def look_up_by_name(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(trio.socket, "getaddrinfo", look_up_by_name)
+    with pytest.raises(NetworkSetupError, match=r"cannot listen on name\.example: .*no address"):
+        open_listeners("name.example", 0)
+    assert asked
+    assert all(flags & socket.AI_NUMERICHOST for flags in asked)
+    (listener,) = await open_listeners_by_name("name.example", 0)
+    assert listener.getsockname()[0] == "127.0.0.1"
+    listener.close()
 
 
 async def test_a_closed_listener_ends_its_accept_loop() -> None:

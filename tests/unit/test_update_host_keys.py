@@ -62,7 +62,8 @@ async def update(config, person=None, offered=(TRUSTED, NEW)):
 
 
 @pytest.mark.parametrize(("answer", "changed"), [("yes", True), ("no", False), (None, False)])
-async def test_ask(tmp_path, answer, changed):
+async def test_ask(tmp_path, caplog, answer, changed):
+    caplog.set_level("INFO")
     file = tmp_path / "known_hosts"
     file.write_text(lines(TRUSTED, OLD))
     person = Person(answer)
@@ -70,6 +71,11 @@ async def test_ask(tmp_path, answer, changed):
     assert file.read_text() == (lines(TRUSTED, NEW) if changed else lines(TRUSTED, OLD))
     assert f"added ssh-ed25519 {NEW.fingerprint}" in person.heard[0]
     assert f"removed ssh-ed25519 {OLD.fingerprint}" in person.heard[0]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+    assert len(said) == (answer is None)
+    assert all(
+        "UpdateHostKeys is ask, and there is no terminal, or a session" in line for line in said
+    )
 
 
 @pytest.mark.parametrize(
