@@ -282,11 +282,8 @@ class Link:
         self.protocol.inbound.idle()
 
     def _give_turns(self) -> None:
-        outbound, connection = self.protocol.outbound, self.protocol.connection
-        self.turns.give(outbound, connection)
+        self.turns.give(self.protocol.outbound, self.protocol.connection)
         self.flush()
-        if self.turns.may_go_on(outbound, connection):
-            poller.current().again(self._give_turns)
 
     async def _watch(self) -> None:
         """Look at the clock. Any byte from the peer counts as life (RFC 4254 has no keepalive)."""
@@ -366,6 +363,8 @@ class Link:
         if self._is_congested and protocol.may_read:
             self._is_congested = False
             poller.current().again(self._read_on)
+        if self.turns.are_awaited and self.turns.may_go_on(outbound, protocol.connection):
+            poller.current().again(self._give_turns)  # a probe lets more be sent
 
     async def _say_goodbye(self) -> None:
         """Let DISCONNECT leave, within a deadline; the carrier may be gone already."""

@@ -214,6 +214,24 @@ async def test_credit_wakes_a_pump_that_was_denied_for_another_reason_last() -> 
         assert not link.turns.bulk
 
 
+async def test_all_that_may_be_in_flight_goes_without_an_answer() -> None:
+    """A probe at each quarter of it lets the next go at once: nothing comes that would say so."""
+    async with running() as it:
+        outbound, meter = it.pump._link.protocol.outbound, it.pump._link.protocol.connection.meter
+        while not meter._is_answered:
+            await trio.sleep(0)
+        it.links.client_carrier._on_ready = lambda _event: None  # as a socket that is never full
+        meter._out.target = target = 64 * 1024
+        meter._limit()
+        before, packet = outbound.data_total, ipv4("10.1.0.1", "10.1.0.2", bytes(1000))
+        for _ in range(2 * target // len(packet)):
+            it.device.kernel.send(packet)
+            await trio.sleep(0)
+        for _ in range(1000):
+            await trio.sleep(0)
+        assert abs(outbound.data_total - before - target) <= len(packet)
+
+
 async def test_the_device_is_read_while_the_line_is_full_and_old_packets_are_lost() -> None:
     async with running() as it:
         channel = it.pump._channel

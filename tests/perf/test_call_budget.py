@@ -115,7 +115,7 @@ def test_a_batch_costs_the_same_whatever_is_in_it(ends):
 
 TUN_SEAL_PYTHON, TUN_SEAL_C = 2, 6  # seal_channel_data, seal_into; readv, len, … and as above
 TUN_OPEN_PYTHON, TUN_OPEN_C = 6, 12  # as OPEN, the sink, judge_ip; write, unpack_from, get, len
-TUN_BATCH = 50  # of a pump: flush, window adjusts, the poller
+TUN_BATCH = 64  # of a pump: flush, window adjusts, a probe and who goes on after it, the poller
 
 # Between gateways: a record, and what a large one costs besides, for it has its own message.
 RECORD_OUT_PYTHON, RECORD_OUT_C = 0, 2  # readv, pack_into
