@@ -85,6 +85,7 @@ BATCHES_AT_ONCE: Final = 4  # received before other links have their turn …
 MESSAGES_AT_ONCE: Final = 128
 MANY_MESSAGES: Final = 64  # in a batch: they are small
 
+_CONNECTION: Final = Phase.CONNECTION  # looking up a member costs more than comparing
 _link_ids = count(1)
 
 
@@ -350,7 +351,7 @@ class Link:
                 outbound.data_sent(self.carrier.send(data))
                 data = outbound.data_to_send()
             protocol.transport.rekey_if_due(self._heard_s)
-            if protocol.transport.phase is Phase.CONNECTION:
+            if protocol.transport.phase is _CONNECTION:
                 protocol.connection.probe_if_due(self._current_time())
             while (data := outbound.data_to_send()) is not None:
                 outbound.data_sent(self.carrier.send(data))

@@ -87,6 +87,13 @@ class Poller:
         """Tell the handler of a watched socket of room to write too, from now on."""
         self._epoll.modify(sock.fileno(), _BOTH)
 
+    def tell_again(self, fd: int) -> None:
+        """Tell the handler of a descriptor of ``watch_input`` once more, if there is input now.
+
+        For who has read something and does not try until `BlockingIOError`.
+        """
+        self._epoll.modify(fd, _INPUT_ONLY)
+
     def watch_level(self, sock: socket.socket | int, handler: Handler) -> None:
         """Call ``handler`` as long as there is input: of a listener, clients that wait."""
         self._watch(sock if isinstance(sock, int) else sock.fileno(), handler, INPUT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from gateway.net.link import Link
     from gateway.ssh.channel import Channel
+
+
+_OPEN: Final = SendState.OPEN  # looking up a member costs more than comparing
 
 
 class ChannelPort:
@@ -51,11 +54,7 @@ class ChannelPort:
     @property
     def may_send(self) -> bool:
         """Whether data may still be sent, window or not."""
-        return (
-            self.failure is None
-            and not self.close_received
-            and self.channel.send_state is SendState.OPEN
-        )
+        return self.failure is None and not self.close_received and self.channel.send_state is _OPEN
 
     async def wait_room(self) -> None:
         """Let others run, and wait until ``channel.room()`` is not empty.

@@ -67,6 +67,7 @@ POOL_KEEPS: Final = 16  # free buffers kept
 _DATA_HEADER: Final = struct.Struct(">IBBII")
 _HEADER: Final = struct.Struct(">IB")
 _LENGTH: Final = struct.Struct(">I")
+_CHANNEL_DATA: Final = int(Msg.CHANNEL_DATA)  # looking up a member costs more than packing it
 DATA_HEADROOM: Final = _DATA_HEADER.size
 
 _SCRATCH: Final = memoryview(bytearray(2 * (MAXIMUM_PACKET_LENGTH + 4 + MAXIMUM_PADDING)))
@@ -171,7 +172,7 @@ class Outbound:
             0,
             packet_length,
             padding_length,
-            Msg.CHANNEL_DATA,
+            _CHANNEL_DATA,
             recipient_channel,
             data_length,
         )

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from gateway import events
     from gateway.ssh.keys import PrivateKey, PublicKey
 
-_DATA: Final = int(Msg.CHANNEL_DATA)
+_DATA: Final = int(Msg.CHANNEL_DATA)  # looking up a member costs more than comparing
+_CONNECTION: Final = Phase.CONNECTION
+_VERSION: Final = Phase.VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class Protocol:
         self.inbound.filled(count)
         self.connection.now_s = now_s
         try:
-            if self.transport.phase is not Phase.VERSION or self.transport.receive_version():
+            if self.transport.phase is not _VERSION or self.transport.receive_version():
                 self._receive_packets(now_s)
             self.transport.rekey_if_due(now_s)
             self.outbound.check_lane()
@@ -148,7 +150,7 @@ class Protocol:
         receive_data = self.connection.receive_data
         while (payload := inbound.next_payload()) is not None:
             number = payload[0]
-            if number == _DATA and transport.phase is Phase.CONNECTION:
+            if number == _DATA and transport.phase is _CONNECTION:
                 receive_data(payload)
                 continue
             if number not in ALLOWED[transport.phase][transport.role]:

@@ -135,6 +135,7 @@ class Pump:
         if self._is_over:
             return
         self._is_over = True
+        self._has_input = False
         port = self._port
         port.on_change = port.on_writable = _nothing
         self._poller.forget(self._device.fd)
@@ -187,10 +188,15 @@ class Pump:
             limit = self._send_waiting(limit)
         if self._has_input and not self._is_blocked:
             self._read(limit)
-        if self._has_input or self._is_blocked:
+        if self._is_blocked:
             self._wait()
-        else:
-            self._blocked_s = inf
+            return
+        self._blocked_s = inf
+        if self._has_input and self._poller.was_at_rest:
+            self._has_input = False
+            self._poller.tell_again(self._device.fd)
+        elif self._has_input:
+            self._poller.again(self._go_on)
 
     def _read(self, limit: int, queue: Queue | None = None) -> None:
         """Read from the device into the place that is sealed from, and seal; or let all wait."""
@@ -244,12 +250,8 @@ class Pump:
     # -- what has to wait --------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Arrange to go on: soon, at our turn, or with the peer's credit."""
+        """Arrange to go on at our turn, or with the peer's credit."""
         if self._is_over:
-            return
-        if not self._is_blocked:
-            self._blocked_s = inf
-            self._poller.again(self._go_on)
             return
         if not self._waits_for_turn and self._has_credit():
             self._waits_for_turn = True

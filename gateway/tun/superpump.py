@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from gateway.tun.queue import Queue
 
 MESSAGE: Final = 64 * 1024  # bytes after which a message is sent
-_OPEN: Final = SendState.OPEN
+_OPEN: Final = SendState.OPEN  # looking up a member costs more than comparing
+_OFFLOAD: Final = Drop.OFFLOAD
 _LENGTH: Final = struct.Struct(">I")
 _LARGEST_RECORD: Final = _LENGTH.size + virtio.SIZE + LARGEST_PACKET
 LEAST_PACKET_SIZE: Final = MESSAGE + _LARGEST_RECORD  # of the channel's peer
@@ -107,7 +108,7 @@ class SuperPump(Pump):
                 self._drops[Drop.MALFORMED] += 1
                 break
             drop = virtio.judge(record, self._mtu)
-            if drop is Drop.OFFLOAD and self._mtu != self._device.mtu:
+            if drop is _OFFLOAD and self._mtu != self._device.mtu:
                 self._mtu = self._device.mtu  # it was changed meanwhile
                 drop = virtio.judge(record, self._mtu)
             if drop is None and self._judge is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -32,5 +33,6 @@ def test_the_modules_of_connect_load_quickly(tmp_path):
     for code in codes:
         seconds(code, tmp_path)  # writes the bytecode
     times = [[seconds(code, tmp_path) for code in codes] for _ in range(ROUNDS)]
-    trio_s, ours_s = (min(column) for column in zip(*times, strict=True))
-    assert ours_s < BUDGET * trio_s, f"{ours_s:.3f} s, and trio alone {trio_s:.3f} s"
+    # Of each round, since a machine that others use may be twice as fast a second later.
+    ratio = statistics.median(ours_s / trio_s for trio_s, ours_s in times)
+    assert ratio < BUDGET, times
