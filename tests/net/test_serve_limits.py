@@ -312,9 +312,10 @@ async def test_ends_that_come_before_the_clock_is_looked_at_anyway(autojump_cloc
 
 
 async def test_a_link_ends_when_its_certificate_expires(autojump_clock, monkeypatch):
-    people = make_people(expires_s=time.time() + 3600)
+    started_s = time.time()
+    people = make_people(expires_s=started_s + 3600)
     async with running_box(make_options(people=people)) as box:
-        started_s, began_s = time.time(), trio.current_time()
+        began_s = trio.current_time()
 
         class Clock:
             @staticmethod
