@@ -339,7 +339,10 @@ class Link:
         self._alive = self._alive_interval_s > 0
 
     def flush(self) -> None:
-        """Send what the outbound buffer holds, as far as the carrier takes it now."""
+        """Send what the outbound buffer holds, as far as the carrier takes it now.
+
+        What waits goes first: only then are keys and path looked at, which may add to it.
+        """
         if self._carrier_is_full:
             return
         protocol, outbound = self.protocol, self.protocol.outbound
@@ -401,12 +404,11 @@ class Link:
     def bulk_limit(self) -> int:
         """How many bytes the path takes now from one that sends much; a turn, if others wait."""
         meter = self.protocol.connection.meter
-        limit, step = meter.send_until - self.protocol.outbound.data_total, meter.send_step
-        limit = min(limit, step)
+        limit = min(meter.send_until - self.protocol.outbound.data_total, meter.send_step)
         if self.turns.bulk:
             share = min(meter.target_out // (len(self.turns.bulk) + 1), SMALL_TURN)
             limit = min(limit, max(meter.target_out // TURNS, share), LARGEST_TURN)
-        return max(0, limit)
+        return max(limit, 0)
 
     def close(self, reason: str = "closed by us") -> None:
         """End the link; ``run`` returns soon after."""
