@@ -9,7 +9,6 @@ After a write the device is read in the same turn, as `gateway/tun/pump.py` does
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -25,48 +24,69 @@ TAG_SIZE = 16
 LENGTH = struct.Struct(">I")
 
 
-def carry(fd: int, sock: socket.socket) -> None:
-    """Carry packets between a device and a socket that never wait, until the other end closes."""
-    seal, unseal = AESGCM(KEY).encrypt_into, AESGCM(KEY).decrypt_into
-    plain, sealed = memoryview(bytearray(LARGEST)), memoryview(bytearray(2 * LARGEST))
-    received = memoryview(bytearray(8 * LARGEST))
-    sent_count = received_count = 0
-    rest = 0  # bytes of a packet that is not all there
+class Tunnel:
+    """A device and a socket, neither of which ever waits."""
 
-    def read_device() -> None:
-        nonlocal sent_count
-        with contextlib.suppress(BlockingIOError):
+    __slots__ = ("_fd", "_plain", "_received", "_sealed", "_seals", "_sock", "_unseals", "lost",
+                 "opened", "rest", "sent")  # fmt: skip
+
+    def __init__(self, fd: int, sock: socket.socket) -> None:
+        self._fd, self._sock = fd, sock
+        self._seals, self._unseals = AESGCM(KEY), AESGCM(KEY)
+        self._plain, self._sealed = (
+            memoryview(bytearray(LARGEST)),
+            memoryview(bytearray(2 * LARGEST)),
+        )
+        self._received = memoryview(bytearray(8 * LARGEST))
+        self.sent = self.opened = self.lost = 0  # packets; the last while the device was down
+        self.rest = 0  # bytes of a packet that is not all there
+
+    def read_device(self) -> None:
+        """Send what there is."""
+        plain, sealed = self._plain, self._sealed
+        try:
             while True:
-                length = os.readv(fd, (plain,))
-                sent_count += 1
+                length = os.readv(self._fd, (plain,))
+                self.sent += 1
                 stop = LENGTH.size + length + TAG_SIZE
                 LENGTH.pack_into(sealed, 0, length + TAG_SIZE)
-                nonce = sent_count.to_bytes(12, "big")
-                seal(nonce, plain[:length], sealed[: LENGTH.size], sealed[LENGTH.size : stop])
-                sock.send(sealed[:stop])
+                nonce, header = self.sent.to_bytes(12, "big"), sealed[: LENGTH.size]
+                self._seals.encrypt_into(nonce, plain[:length], header, sealed[LENGTH.size : stop])
+                self._sock.send(sealed[:stop])
+        except BlockingIOError:
+            return
 
-    def read_socket() -> None:
-        nonlocal received_count, rest
-        count = sock.recv_into(received[rest:])
+    def read_socket(self) -> None:
+        """Write what has arrived, then send what the kernel has to say to that."""
+        received = self._received
+        count = self._sock.recv_into(received[self.rest :])
         if not count:
             sys.exit()
-        position, end = 0, rest + count
+        position, end = 0, self.rest + count
         while end - position >= LENGTH.size:
-            stop = position + LENGTH.size + LENGTH.unpack_from(received, position)[0]
+            start = position + LENGTH.size
+            stop = start + LENGTH.unpack_from(received, position)[0]
             if stop > end:
                 break
-            received_count += 1
-            nonce = received_count.to_bytes(12, "big")
-            header, packet = received[position:][: LENGTH.size], received[position:stop][4:]
-            unseal(nonce, packet, header, packet[:-TAG_SIZE])
-            with contextlib.suppress(OSError):  # the device is down
-                os.write(fd, packet[:-TAG_SIZE])
+            self.opened += 1
+            nonce, packet = self.opened.to_bytes(12, "big"), received[start : stop - TAG_SIZE]
+            header = received[position:start]
+            self._unseals.decrypt_into(nonce, received[start:stop], header, packet)
+            try:
+                os.write(self._fd, packet)
+            except OSError:
+                self.lost += 1
             position = stop
-        rest = end - position
-        received[:rest] = received[position:end]
-        read_device()
+        self.rest = end - position
+        if self.rest:
+            received[: self.rest] = received[position:end]
+        self.read_device()
 
-    handlers = {fd: read_device, sock.fileno(): read_socket}
+
+def carry(fd: int, sock: socket.socket) -> None:
+    """Carry packets until the other end closes."""
+    tunnel = Tunnel(fd, sock)
+    handlers = {fd: tunnel.read_device, sock.fileno(): tunnel.read_socket}
     epoll = select.epoll()
     for number in handlers:
         epoll.register(number, select.EPOLLIN | select.EPOLLET)

@@ -51,7 +51,7 @@ from gateway.ssh.messages import (
 )
 from gateway.ssh.numbers import Disconnect
 from gateway.ssh.packets import RECEIVE_SIZE
-from gateway.ssh.transport import Phase
+from gateway.ssh.transport import CONNECTION, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,6 @@ BATCHES_AT_ONCE: Final = 4  # received before other links have their turn …
 MESSAGES_AT_ONCE: Final = 128
 MANY_MESSAGES: Final = 64  # in a batch: they are small
 
-_CONNECTION: Final = Phase.CONNECTION  # looking up a member costs more than comparing
 _link_ids = count(1)
 
 
@@ -354,7 +353,7 @@ class Link:
                 outbound.data_sent(self.carrier.send(data))
                 data = outbound.data_to_send()
             protocol.transport.rekey_if_due(self._heard_s)
-            if protocol.transport.phase is _CONNECTION:
+            if protocol.transport.phase is CONNECTION:
                 protocol.connection.probe_if_due(self._current_time())
             while (data := outbound.data_to_send()) is not None:
                 outbound.data_sent(self.carrier.send(data))

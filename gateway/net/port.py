@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
 from gateway import events
 from gateway.errors import ChannelClosed, ChannelOpenError, GatewayError, printable
-from gateway.ssh.channel import SendState
+from gateway.ssh.channel import OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.net.link import Link
     from gateway.ssh.channel import Channel
-
-
-_OPEN: Final = SendState.OPEN  # looking up a member costs more than comparing
 
 
 class ChannelPort:
@@ -54,7 +51,7 @@ class ChannelPort:
     @property
     def may_send(self) -> bool:
         """Whether data may still be sent, window or not."""
-        return self.failure is None and not self.close_received and self.channel.send_state is _OPEN
+        return self.failure is None and not self.close_received and self.channel.send_state is OPEN
 
     async def wait_room(self) -> None:
         """Let others run, and wait until ``channel.room()`` is not empty.

@@ -99,7 +99,7 @@ RECEIVE_TABLE: Final = {
 
 
 _RECEIVE_OPEN: Final = ReceiveState.OPEN  # looking up a member costs more than all the rest
-_OPEN: Final = SendState.OPEN
+OPEN: Final = SendState.OPEN
 _CLOSE_SENT: Final = SendState.CLOSE_SENT
 
 
@@ -189,7 +189,7 @@ class Channel:
 
         Valid until the next await. Then ``send_room``.
         """
-        if self.send_state is not _OPEN:
+        if self.send_state is not OPEN:
             raise LocalProtocolError(f"cannot send data: {self!r}")
         if not self._outbound.accepts_data:
             return NO_ROOM
@@ -208,7 +208,7 @@ class Channel:
 
     def rooms(self, limit: int) -> list[memoryview]:
         """As ``room``, for several packets, at most ``limit`` bytes. Then ``send_rooms``."""
-        if self.send_state is not _OPEN:
+        if self.send_state is not OPEN:
             raise LocalProtocolError(f"cannot send data: {self!r}")
         outbound, window = self._outbound, self.remote_window
         if not window:
@@ -248,7 +248,7 @@ class Channel:
 
     def takes_datagram(self, length: int) -> bool:
         """Whether one message with ``length`` bytes in ROOM may be sent now, whole."""
-        return self.has_credit(length) and self._outbound.accepts_data and self.send_state is _OPEN
+        return self.has_credit(length) and self._outbound.accepts_data and self.send_state is OPEN
 
     def sent_datagrams(self, length: int, overhead: int) -> None:
         """Note messages that their producer sealed by itself, ``length`` bytes together.
@@ -297,7 +297,7 @@ class Channel:
 
     def send_extended(self, data_type_code: int, data: bytes) -> int:
         """Send what the window takes of ``data`` beside the data; return how much that was."""
-        if self.send_state is not _OPEN:
+        if self.send_state is not OPEN:
             raise LocalProtocolError(f"cannot send data: {self!r}")
         part = data[: min(self.remote_window, self.remote_maximum_packet_size)]
         if part:

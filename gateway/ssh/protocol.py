@@ -30,8 +30,9 @@ from gateway.errors import ConnectionLost, LocalProtocolError, RemoteProtocolErr
 from gateway.ssh.algorithms import SERVER_PREFERENCES, Preferences
 from gateway.ssh.connection import Connection
 from gateway.ssh.numbers import Disconnect, Msg
+from gateway.ssh.packets import CHANNEL_DATA
 from gateway.ssh.serverauth import ServerAuth
-from gateway.ssh.transport import ALLOWED, Phase, RekeyLimit, Role, Transport
+from gateway.ssh.transport import ALLOWED, CONNECTION, Phase, RekeyLimit, Role, Transport
 from gateway.ssh.userauth import MAXIMUM_FAILURES, ClientAuth, LoginPreferences
 from gateway.ssh.windows import Budget
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from gateway import events
     from gateway.ssh.keys import PrivateKey, PublicKey
 
-_DATA: Final = int(Msg.CHANNEL_DATA)  # looking up a member costs more than comparing
-_CONNECTION: Final = Phase.CONNECTION
 _VERSION: Final = Phase.VERSION
 
 
@@ -150,7 +149,7 @@ class Protocol:
         receive_data = self.connection.receive_data
         while (payload := inbound.next_payload()) is not None:
             number = payload[0]
-            if number == _DATA and transport.phase is _CONNECTION:
+            if number == CHANNEL_DATA and transport.phase is CONNECTION:
                 receive_data(payload)
                 continue
             if number not in ALLOWED[transport.phase][transport.role]:

@@ -81,7 +81,7 @@ _KEX_REPLIES: Final = frozenset((Msg.KEX_ECDH_REPLY, Msg.KEX_DH_GEX_REPLY))
 _CHANNELS: Final = frozenset(range(Msg.CHANNEL_OPEN, Msg.CHANNEL_FAILURE + 1))
 _GLOBALS: Final = frozenset((Msg.GLOBAL_REQUEST, Msg.REQUEST_SUCCESS, Msg.REQUEST_FAILURE))
 
-_CONNECTION: Final = Phase.CONNECTION  # looking up a member costs more than comparing
+CONNECTION: Final = Phase.CONNECTION  # for the hot path: a look-up costs more than comparing
 
 ALLOWED: Final[dict[Phase, dict[Role, frozenset[int]]]] = {
     phase: {Role.CLIENT: frozenset(to_client), Role.SERVER: frozenset(to_server)}
@@ -483,7 +483,7 @@ class Transport:
 
         Call once per batch, of what was received and of what is sent.
         """
-        if self.phase is not _CONNECTION or self._local_kexinit is not None:
+        if self.phase is not CONNECTION or self._local_kexinit is not None:
             return
         limit = self._rekey_limit
         for direction in (self.outbound, self.inbound):

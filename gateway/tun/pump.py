@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from gateway.net import poller
-from gateway.ssh.channel import SendState
+from gateway.ssh.channel import OPEN
 from gateway.ssh.packets import ROOM
 from gateway.tun.device import LARGEST_PACKET
 from gateway.tun.packet import (
@@ -63,7 +63,6 @@ MARGIN: Final = 64  # family, ethernet header and more
 _FAMILIES: Final = [{4: FAMILY_INET, 6: FAMILY_INET6}.get(byte >> 4) for byte in range(256)]
 _NO_FAMILIES: Final[list[bytes | None]] = [b""] * 256
 _OPENSSH: Final = b"SSH-2.0-OpenSSH"
-_OPEN: Final = SendState.OPEN  # looking up a member costs more than comparing
 _SPILL: Final = memoryview(bytearray(LARGEST_PACKET))  # for what is larger than the peer takes
 
 
@@ -204,7 +203,7 @@ class Pump:
         smallest, largest, families = self._smallest, self._largest, self._families
         overhead = self._overhead
         channel, outbound = self._channel, self._link.protocol.outbound
-        credit = channel.remote_window if channel.send_state is _OPEN else 0
+        credit = channel.remote_window if channel.send_state is OPEN else 0
         sent = count = 0
         try:
             for _ in range(1 if self._poller.was_at_rest else PACKETS_AT_ONCE):

@@ -18,7 +18,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from gateway.ssh.channel import SendState
+from gateway.ssh.channel import OPEN
 from gateway.ssh.packets import ROOM
 from gateway.tun import virtio
 from gateway.tun.device import LARGEST_PACKET
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from gateway.tun.queue import Queue
 
 MESSAGE: Final = 64 * 1024  # bytes after which a message is sent
-_OPEN: Final = SendState.OPEN  # looking up a member costs more than comparing
-_OFFLOAD: Final = Drop.OFFLOAD
+_OFFLOAD: Final = Drop.OFFLOAD  # a look-up costs more than comparing
 _LENGTH: Final = struct.Struct(">I")
 _LARGEST_RECORD: Final = _LENGTH.size + virtio.SIZE + LARGEST_PACKET
 LEAST_PACKET_SIZE: Final = MESSAGE + _LARGEST_RECORD  # of the channel's peer
@@ -58,7 +57,7 @@ class SuperPump(Pump):
         """Read from the device into records of a message, and seal; or let all wait."""
         fd, smallest, header = self._device.fd, self._smallest, _LENGTH.size
         channel, outbound = self._channel, self._link.protocol.outbound
-        credit = channel.remote_window if channel.send_state is _OPEN else 0
+        credit = channel.remote_window if channel.send_state is OPEN else 0
         sent = end = count = 0
         try:
             for _ in range(1 if self._poller.was_at_rest else PACKETS_AT_ONCE):
